@@ -1,0 +1,233 @@
+"""What an experiment leaves behind: ``Trace`` (attention of a text) and ``StreamRun`` (its nll).
+
+Frozen numpy records with a readable repr, saved whole to one file without pickle. Knows nothing
+about models: figures and widgets need nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from sinkviz.metrics import ROLES, perplexity
+from sinkviz.policies import Policy, parse_policy
+
+
+def write_whole(path: Path, write: Any) -> None:
+    """Call ``write(partial_path)``, then rename to ``path``: the file is whole or not there.
+
+    Raises:
+        OSError: the disk is full, or the folder is missing or read-only; nothing is left behind.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def provenance(model: str, token_ids: np.ndarray, **more: Any) -> dict[str, Any]:
+    """Return what it takes to repeat a record: model, text hash, versions and what is given."""
+    digest = hashlib.sha256(np.ascontiguousarray(token_ids, dtype=np.int64).tobytes()).hexdigest()
+    return {
+        "model": model,
+        "text_sha256": digest,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        **more,
+    }
+
+
+@dataclass(frozen=True, repr=False)
+class Record:
+    """Shared behaviour of the records: arrays and JSON in one safetensors file."""
+
+    kind: ClassVar[str]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the record to ``path``, whole or not at all, and return the path."""
+        path = Path(path)
+        arrays, plain = {}, {}
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, np.ndarray):
+                arrays[one.name] = np.ascontiguousarray(value)
+            else:
+                plain[one.name] = str(value) if one.name == "policy" else value
+        metadata = {"kind": self.kind, "fields": json.dumps(plain)}
+        write_whole(path, lambda partial: save_file(arrays, partial, metadata=metadata))
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Record:
+        """Read a record that ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds something else.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no record at {path}")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except Exception as error:
+            raise ValueError(f"{path} is not a safetensors file ({error})") from None
+        if metadata.get("kind") != cls.kind:
+            raise ValueError(f"{path} holds a {metadata.get('kind')!r}, expected {cls.kind!r}")
+        plain = json.loads(metadata["fields"])
+        if "policy" in plain:
+            plain["policy"] = parse_policy(plain["policy"].replace("recompute ", "recompute:"))
+        for name, value in plain.items():
+            if isinstance(value, list):
+                plain[name] = tuple(value)
+        return cls(**arrays, **plain)
+
+
+@dataclass(frozen=True, repr=False)
+class Trace(Record):
+    """Where the attention of a text went, layer by layer.
+
+    Attributes:
+        tokens: the text's tokens as short strings.
+        token_ids: their ids, (token,).
+        received: received attention in [0, 1], (layer, head, key).
+        mass: share of each query's attention by role of the key, (layer, head, query, role), in
+            the order of ``sinkviz.metrics.ROLES``; sums to one over roles.
+        entropy: of each query's attention, nats, (layer, head, query).
+        attention: whole maps, (layer, head, query, key) in [0, 1], or None when only statistics
+            were kept.
+        heads: which (layer, head) pairs ``attention`` holds when a selection was asked for; the
+            layer axis then has length one and the head axis follows this order.
+        n_sink: tokens that count as sinks in ``mass``.
+        n_recent: tokens that count as recent in ``mass``.
+        provenance: what it takes to repeat this.
+    """
+
+    kind: ClassVar[str] = "trace"
+    tokens: tuple[str, ...]
+    token_ids: np.ndarray
+    received: np.ndarray
+    mass: np.ndarray
+    entropy: np.ndarray
+    attention: np.ndarray | None = None
+    heads: tuple[tuple[int, int], ...] | None = None
+    n_sink: int = 4
+    n_recent: int = 64
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the model."""
+        return self.received.shape[0]
+
+    @property
+    def n_heads(self) -> int:
+        """Heads per layer."""
+        return self.received.shape[1]
+
+    def map(self, layer: int, head: int) -> np.ndarray:
+        """Return one head's attention map, (query, key) in [0, 1].
+
+        Raises:
+            IndexError: the model has no such layer or head.
+            ValueError: this trace did not keep that map.
+        """
+        for name, index, size in (("layer", layer, self.n_layers), ("head", head, self.n_heads)):
+            if not -size <= index < size:
+                raise IndexError(f"{name} must be in 0..{size - 1}, got {index}")
+        layer, head = layer % self.n_layers, head % self.n_heads
+        if self.attention is None:
+            raise ValueError(
+                "this trace kept statistics only; capture(lm, text, keep='maps') keeps whole maps"
+            )
+        if self.heads is None:
+            return self.attention[layer, head]
+        pairs = [tuple(pair) for pair in self.heads]
+        if (layer, head) not in pairs:
+            raise ValueError(f"this trace kept the maps of {pairs}, not of {(layer, head)}")
+        return self.attention[0, pairs.index((layer, head))]
+
+    def mass_of(self, role: str) -> np.ndarray:
+        """Return the share of one role, (layer, head, query) in [0, 1].
+
+        Raises:
+            ValueError: no such role.
+        """
+        if role not in ROLES:
+            raise ValueError(f"no role {role!r}; known are {', '.join(ROLES)}")
+        return self.mass[..., ROLES.index(role)]
+
+    def __repr__(self) -> str:
+        kept = "statistics" if self.attention is None else "maps"
+        name = self.provenance.get("model", "?")
+        return (
+            f"Trace({name}: {len(self.tokens)} tokens, {self.n_layers} layers x "
+            f"{self.n_heads} heads, {kept})"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class StreamRun(Record):
+    """How well a text was predicted, token by token, under a policy.
+
+    Attributes:
+        policy: the policy.
+        token_ids: ids of the text, (token,).
+        nll: nats per token, (token,); NaN for the first, which nothing predicts.
+        mass: mean over layers and heads of the attention by role of the key, (token, role); None
+            where it was not asked for.
+        seconds: time the run took.
+        cache_bytes: bytes of the cache at the end.
+        provenance: what it takes to repeat this.
+    """
+
+    kind: ClassVar[str] = "stream_run"
+    policy: Policy
+    token_ids: np.ndarray
+    nll: np.ndarray
+    mass: np.ndarray | None = None
+    seconds: float = 0.0
+    cache_bytes: int = 0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def perplexity(self) -> float:
+        """``exp`` of the mean nll of all predicted tokens."""
+        return perplexity(torch.from_numpy(self.nll))
+
+    def mean_nll(self, start: int = 0, stop: int | None = None) -> float:
+        """Return the mean nll of the tokens in ``[start, stop)``, nats per token.
+
+        Raises:
+            ValueError: no token in that range was predicted.
+        """
+        part = self.nll[start:stop]
+        if not np.isfinite(part).any():
+            raise ValueError(
+                f"no predicted token in [{start}, {stop}); the run has {len(self.nll)} tokens"
+            )
+        return float(np.nanmean(part))
+
+    def __repr__(self) -> str:
+        name = self.provenance.get("model", "?")
+        return (
+            f"StreamRun({name}, {self.policy}: {len(self.nll)} tokens, "
+            f"perplexity {self.perplexity:.2f})"
+        )
