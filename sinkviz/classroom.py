@@ -23,6 +23,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sinkviz.attention import null_softmax
 from sinkviz.positions import (
     alibi_bias,
     alibi_slopes,
@@ -90,20 +91,6 @@ class ClassroomConfig(PreTrainedConfig):
         return self.hidden_size // self.num_attention_heads
 
 
-def null_softmax(
-    scores: Tensor, null_logit: Tensor | None, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Softmax over the last axis, with one further logit per head that takes mass to nowhere.
-
-    Rows sum to one without ``null_logit`` and to less than one with it; the rest is the null mass.
-    A null logit of zero is off-by-one softmax, a learned one is gpt-oss's attention sink.
-    """
-    if null_logit is None:
-        return scores.softmax(-1, dtype=dtype)
-    null = null_logit.view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
-    return torch.cat((scores, null.to(scores)), -1).softmax(-1, dtype=dtype)[..., :-1]
-
-
 def eager_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -120,8 +107,7 @@ def eager_attention_forward(
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    accumulate = torch.promote_types(torch.float32, scores.dtype)
-    attention = null_softmax(scores, s_aux, accumulate).to(query.dtype)
+    attention = null_softmax(scores, s_aux).to(query.dtype)
     return (attention @ value).transpose(1, 2).contiguous(), attention
 
 
@@ -225,8 +211,12 @@ class ClassroomPreTrainedModel(PreTrainedModel):
     config_class = ClassroomConfig
     base_model_prefix = "model"
     _no_split_modules = ["ClassroomLayer"]
-    _supports_sdpa = True
     _supports_attention_backend = True
+
+    @property
+    def _supports_sdpa(self) -> bool:
+        """Fused attention has no place for a null logit."""
+        return self.config.softmax == "standard"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

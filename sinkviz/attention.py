@@ -1,0 +1,120 @@
+"""Attention itself: softmax and its variants, and attention over a band with moving sinks.
+
+Knows nothing about models, caches or policies: tensors in, tensors out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sinkviz.positions import rotate
+
+
+def null_softmax(
+    scores: Float[Tensor, "*batch head query key"],
+    null_logit: Float[Tensor, "head"] | None = None,
+) -> Float[Tensor, "*batch head query key"]:
+    """Softmax over keys, with one further logit per head that takes mass to nowhere.
+
+    Rows sum to one without a null logit, and to less than one with it: the rest is null mass.
+
+    Args:
+        scores: pre-softmax attention logits.
+        null_logit: zero for off-by-one softmax, a learned number for gpt-oss's sinks, None for
+            the standard softmax.
+
+    Returns:
+        Attention in [0, 1], in float32 or the wider dtype of ``scores``.
+
+    Source: Miller 2023, "Attention is off by one"; OpenAI 2025, gpt-oss model card.
+
+    Example:
+        >>> null_softmax(torch.zeros(1, 1, 3), torch.zeros(1))
+        tensor([[[0.2500, 0.2500, 0.2500]]])
+    """
+    dtype = torch.promote_types(torch.float32, scores.dtype)
+    if null_logit is None:
+        return scores.softmax(-1, dtype=dtype)
+    null = null_logit.view(-1, 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, null.to(scores)), -1).softmax(-1, dtype=dtype)[..., :-1]
+
+
+@dataclass(frozen=True)
+class Band:
+    """What attention must know to let a block of queries see what a cache policy lets them see.
+
+    The first ``n_sink`` keys are sinks that lie at their text position. A query that has left
+    them behind sees them as near as in the cache: it is rotated back (``turn``) for their scores.
+
+    Attributes:
+        visible: which query sees which key.
+        n_sink: leading keys that are sinks.
+        turn: cosine and sine of each query's rotation towards the sinks, (query, pair) each; None
+            where no query needs it, or positions are not rotary.
+        interleaved: how rotary coordinates are paired.
+        observe: called with (layer, attention) for every layer, where given.
+    """
+
+    visible: Bool[Tensor, "query key"]
+    n_sink: int = 0
+    turn: tuple[Float[Tensor, "query pair"], Float[Tensor, "query pair"]] | None = None
+    interleaved: bool = False
+    observe: Callable[[int, Tensor], None] | None = None
+
+
+def banded_attention(
+    module: nn.Module,
+    query: Float[Tensor, "batch head query dimension"],
+    key: Float[Tensor, "batch kv_head key dimension"],
+    value: Float[Tensor, "batch kv_head key dimension"],
+    attention_mask: Tensor | None,
+    *,
+    band: Band,
+    scaling: float,
+    s_aux: Float[Tensor, "head"] | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "batch query head dimension"], Tensor]:
+    """Attend over a band of recent keys and the sinks; a transformers attention function.
+
+    Args:
+        module: the attention module; only its ``layer_idx`` is read.
+        query: rotated at text positions where positions are rotary.
+        key: sinks first, then the band, oldest first; rotated like the queries.
+        value: in the order of the keys.
+        attention_mask: a bias to add to the scores (ALiBi, T5), or None.
+        band: what each query sees, and how it turns to the sinks.
+        scaling: factor of the dot products.
+        s_aux: one null logit per head, see ``null_softmax``.
+        kwargs: whatever else transformers passes on; not used.
+
+    Returns:
+        The output, and the attention (batch, head, query, key).
+
+    Source: Xiao et al. 2023, arXiv 2309.17453, section 3.2 (positions within the cache). That
+        only queries need turning follows from rotary scores depending on distance alone.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    keys = key.transpose(-1, -2)
+    if band.turn is None:
+        scores = query @ keys
+    else:
+        turned = rotate(query, *band.turn, interleaved=band.interleaved)
+        n_sink = band.n_sink
+        scores = torch.cat((turned @ keys[..., :n_sink], query @ keys[..., n_sink:]), dim=-1)
+    scores = scores * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    scores = scores.masked_fill(~band.visible, -torch.inf)
+    attention = null_softmax(scores, s_aux)
+    if band.observe is not None:
+        band.observe(module.layer_idx, attention)
+    attention = attention.to(value.dtype)
+    return (attention @ value).transpose(1, 2).contiguous(), attention

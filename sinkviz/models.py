@@ -1,0 +1,226 @@
+"""Load a language model: bundled, from the Hub, or from a folder.
+
+Everything is a transformers causal LM with its tokenizer, held by an ``LM``. Knows nothing about
+caches, hooks or plots.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+import sinkviz.classroom  # noqa: F401  (registers the classroom model with the Auto classes)
+from sinkviz.families import Family, family_of
+
+Text = str | Sequence[int] | Tensor
+
+
+def assets_folder() -> Path:
+    """Return the folder of the bundled models and runs."""
+    inside = Path(__file__).parent / "assets"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "assets"
+
+
+def bundled() -> tuple[str, ...]:
+    """Return the names of the bundled models."""
+    return tuple(sorted(p.parent.name for p in assets_folder().glob("models/*/config.json")))
+
+
+@dataclass(frozen=True, repr=False)
+class LM:
+    """A language model and its tokenizer.
+
+    Attributes:
+        model: a transformers causal language model.
+        tokenizer: its tokenizer, or None: then give token ids wherever a text is taken.
+        name: shown in figures and records.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, PreTrainedModel) or not self.model.can_generate():
+            raise TypeError(
+                f"LM needs a transformers causal language model, got {type(self.model).__name__}; "
+                "encoders and sequence-to-sequence models predict no next token"
+            )
+        if self.model.config.is_encoder_decoder:
+            raise TypeError(f"{type(self.model).__name__} is an encoder-decoder, not a causal LM")
+        if not self.name:
+            name = self.model.config.name_or_path or type(self.model).__name__
+            object.__setattr__(self, "name", Path(name).name)
+
+    @cached_property
+    def family(self) -> Family:
+        """How the model tells positions apart, and where its attention lives."""
+        return family_of(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids must lie."""
+        return self.model.device
+
+    @property
+    def train_length(self) -> int | None:
+        """Tokens the model was trained on at a time, or None where its config does not say."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def encode(self, text: Text) -> Int[Tensor, "token"]:
+        """Return the ids of a text, with the first token that the tokenizer puts in front.
+
+        Args:
+            text: a string, or ids, which are taken as they are.
+
+        Raises:
+            ValueError: the text is empty, or a string was given to a model without a tokenizer,
+                or an id is not in the vocabulary.
+        """
+        if isinstance(text, str):
+            if self.tokenizer is None:
+                raise ValueError("this LM has no tokenizer; give token ids instead of a string")
+            if not text.strip():
+                raise ValueError("the text is empty; give at least one word")
+            # Long texts are the point here, so no warning about the training length.
+            text = self.tokenizer(text, verbose=False)["input_ids"]
+            extra = getattr(self.model.config, "n_sink_tokens", 0)
+            size = self.model.config.vocab_size
+            text = [*range(size - extra, size), *text]
+        ids = torch.as_tensor(text, dtype=torch.long).flatten()
+        if not len(ids):
+            raise ValueError("the text is empty; give at least one token")
+        size = self.model.config.vocab_size
+        if int(ids.min()) < 0 or int(ids.max()) >= size:
+            raise ValueError(
+                f"token ids must be in 0..{size - 1}, got {int(ids.min())}..{int(ids.max())}"
+            )
+        return ids.to(self.device)
+
+    def tokens(self, ids: Int[Tensor, "token"] | Sequence[int]) -> tuple[str, ...]:
+        """Return each token as a short string; without a tokenizer, its id."""
+        ids = [int(i) for i in ids]
+        if self.tokenizer is None:
+            return tuple(str(i) for i in ids)
+        return tuple(self.tokenizer.decode([i]) for i in ids)
+
+    def decode(self, ids: Int[Tensor, "token"] | Sequence[int]) -> str:
+        """Return the text of ids, special tokens left out."""
+        if self.tokenizer is None:
+            return " ".join(self.tokens(ids))
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.model.parameters())
+        config = self.model.config
+        return (
+            f"LM({self.name}: {size / 1e6:.1f} M parameters, {config.num_hidden_layers} layers x "
+            f"{config.num_attention_heads} heads, {self.model.dtype}, {self.device})"
+        )
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module, attention: str | None = None) -> Iterator[None]:
+    """Run a model for measurement: no gradients, no dropout; then leave it as it was.
+
+    Args:
+        model: the model.
+        attention: attention implementation to use meanwhile.
+    """
+    training, implementation = model.training, model.config._attn_implementation
+    try:
+        model.eval()
+        if attention is not None:
+            model.config._attn_implementation = attention
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+        model.config._attn_implementation = implementation
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """Return the named device; ``auto`` is CUDA where there is one, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def load(
+    name: str = "classroom-rope", *, device: str = "auto", dtype: torch.dtype | None = None
+) -> LM:
+    """Load a language model and its tokenizer.
+
+    Args:
+        name: a bundled model (see ``bundled``), a folder, or a Hub id such as
+            ``EleutherAI/pythia-160m``.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        dtype: of the weights; by default float32 on a CPU and the checkpoint's own elsewhere.
+
+    Returns:
+        The model in evaluation mode, with its tokenizer.
+
+    Raises:
+        ValueError: there is no such model, it is not causal, or its folder has no safetensors.
+        OSError: the Hub cannot be reached.
+    """
+    place = pick_device(device)
+    folder = assets_folder() / "models" / str(name)
+    if not folder.is_dir():
+        folder = Path(name)
+    if folder.is_dir():
+        source = str(folder)
+        _check_folder(folder)
+    elif "/" in str(name) and not str(name).startswith((".", "/", "~")):
+        source = str(name)
+    else:
+        raise ValueError(
+            f"no model {str(name)!r}: bundled are {', '.join(bundled()) or 'none'}; otherwise give "
+            "a folder that exists or a Hub id such as EleutherAI/pythia-160m"
+        )
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
+            raise ValueError(
+                f"{name} is a {config.model_type!r} model, which does not predict the next token; "
+                "sinkviz needs a causal language model"
+            )
+        if dtype is None:
+            dtype = torch.float32 if place.type == "cpu" else "auto"
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+    except OSError as error:
+        if folder.is_dir():
+            raise
+        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+        raise OSError(
+            f"cannot fetch {name!r} from the Hub ({'HF_HUB_OFFLINE=1' if offline else 'network?'});"
+            f" check the id and the connection, or use a bundled model: {', '.join(bundled())}"
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError):
+        tokenizer = None
+    short = folder.name if folder.is_dir() else str(name)
+    return LM(model.to(place).eval(), tokenizer, short)
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no model: config.json is missing")
+    if not list(folder.glob("*.safetensors")):
+        others = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no weights at all"
+        raise ValueError(
+            f"{folder} holds no safetensors file (found {others}); sinkviz loads only safetensors. "
+            "Convert it with model.save_pretrained(folder)"
+        )

@@ -1,0 +1,146 @@
+"""Who sees whom: the visibility of keys under a cache policy.
+
+Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from sinkviz.plots._parts import axes_or_new, hatched_ground, title
+from sinkviz.policies import Policy, visibility
+from sinkviz.style import COLOURS, paper, policy_name, role_style
+
+ROLES_SEEN = ("sink", "recent", "evicted", "future")
+
+
+def _roles(policy: Policy, length: int) -> np.ndarray:
+    """Return the role of each key for each query, as an index into ``ROLES_SEEN``."""
+    if length < 1:
+        raise ValueError(f"length must be at least 1 token, got {length}")
+    seen = visibility(policy, length).numpy()
+    query, key = np.indices(seen.shape)
+    return np.where(key > query, 3, np.where(~seen, 2, np.where(key < policy.n_sink, 0, 1)))
+
+
+def _draw(ax: Axes, policy: Policy, length: int) -> np.ndarray:
+    roles = _roles(policy, length)
+    hatched_ground(ax, "evicted")
+    future = role_style("future", ax)["facecolor"]
+    # Evicted cells are left out, so that the hatch shows.
+    colours = [COLOURS["sink"], COLOURS["recent"], (0, 0, 0, 0), (*future, 1)]
+    edges = np.arange(length + 1) - 0.5
+    ax.pcolormesh(
+        edges,
+        edges,
+        roles,
+        cmap=ListedColormap(colours),
+        norm=BoundaryNorm(np.arange(5) - 0.5, 4),
+        edgecolors=[(*paper(ax), 1)] if length <= 64 else "none",
+        linewidth=0.6,
+    )
+    ax.set(aspect="equal", xlim=(-0.5, length - 0.5), ylim=(length - 0.5, -0.5))
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.set(xlabel="key (text position, tokens)", ylabel="query (text position, tokens)")
+    return roles
+
+
+def _handles(ax: Axes, codes: set[int], dense: bool = False) -> list[Patch]:
+    names = {"recent": "seen"} if dense else {}
+    return [
+        Patch(label=names.get(role, role), **role_style(role, ax))
+        for code, role in enumerate(ROLES_SEEN)
+        if code in codes
+    ]
+
+
+def plot_visibility(policy: Policy, length: int = 24, *, ax: Axes | None = None) -> Axes:
+    """Draw in one Axes which query (row) sees which key (column) under a policy.
+
+    Sinks and recent keys are filled, evicted ones hatched, the future is blank.
+
+    Args:
+        policy: the policy.
+        length: tokens of the text, at least 1.
+        ax: where to draw; a new figure where not given.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: ``length`` is below 1.
+
+    Example:
+        >>> from sinkviz.policies import SinkWindow
+        >>> ax = plot_visibility(SinkWindow(n_sink=1, n_recent=1), length=3)
+        >>> ax.collections[0].get_array().reshape(3, 3).tolist()  # 0 sink, 1 recent, 2 evicted
+        [[0, 3, 3], [0, 1, 3], [0, 2, 1]]
+    """
+    ax = axes_or_new(ax)
+    roles = _draw(ax, policy, length)
+    most = policy.cache_size
+    holds = "every earlier key" if most is None else f"at most {most} keys"
+    title(ax, f"{policy_name(policy)}: a query sees {holds}")
+    ax.legend(
+        handles=_handles(ax, set(roles.flat), most is None),
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.02),
+        frameon=False,
+    )
+    return ax
+
+
+def grid_visibility(policies: Sequence[Policy], length: int = 24) -> Figure:
+    """Draw the visibility of several policies side by side in a figure of its own.
+
+    Args:
+        policies: at least one; four to a row.
+        length: tokens of the text, at least 1.
+
+    Returns:
+        The figure, with one legend below the panels.
+
+    Raises:
+        ValueError: there is no policy, or ``length`` is below 1.
+
+    Example:
+        >>> from sinkviz.policies import Dense, Window
+        >>> figure = grid_visibility([Dense(), Window(4)], length=8)
+        >>> [ax.get_title(loc="left") for ax in figure.axes]
+        ['Dense', 'Window 0+4']
+    """
+    if not policies:
+        raise ValueError("no policies to draw; give at least one, such as [Dense(), Window(8)]")
+    columns = min(4, len(policies))
+    rows = -(-len(policies) // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        figsize=(0.6 + 2.5 * columns, 0.9 + 2.5 * rows),
+        layout="constrained",
+    )
+    codes: set[int] = set()
+    for ax, policy in zip(grid.flat, policies, strict=False):
+        codes |= set(_draw(ax, policy, length).flat)
+        title(ax, policy_name(policy))
+        ax.label_outer()
+    for ax in grid.flat[len(policies) :]:
+        ax.set_visible(False)
+    figure.legend(
+        handles=_handles(grid[0, 0], codes), loc="outside lower center", ncols=4, frameon=False
+    )
+    return figure

@@ -1,0 +1,513 @@
+"""Read or write a text without end, under a cache policy.
+
+``stream`` generates, ``score`` measures a given text, ``compare`` does either in lockstep for
+several policies. Knows nothing about figures or widgets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DynamicCache,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from sinkviz.attention import Band, banded_attention
+from sinkviz.caches import SinkCache
+from sinkviz.metrics import ROLES
+from sinkviz.models import LM, Text, untouched
+from sinkviz.policies import Dense, Policy
+from sinkviz.records import StreamRun, provenance
+
+BANDED = "sinkviz_banded"
+AttentionInterface.register(BANDED, banded_attention)
+# The band replaces the causal mask, so none is made; without this line transformers would pass
+# None as well, but only by accident of an unknown name.
+AttentionMaskInterface.register(BANDED, lambda *args, **kwargs: None)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of a stream.
+
+    Attributes:
+        position: in the text.
+        token_id: the token.
+        token: the token as text.
+        nll: how surprising the model found it, nats.
+        entropy: of the model's prediction for it, nats.
+        seconds: time spent on feeding the token before it.
+        cache_size: tokens that the prediction could see.
+        cache_bytes: bytes of the cache.
+        evicted: text positions that left the cache for this prediction.
+    """
+
+    position: int
+    token_id: int
+    token: str
+    nll: float
+    entropy: float
+    seconds: float
+    cache_size: int
+    cache_bytes: int
+    evicted: tuple[int, ...] = ()
+
+
+class Lane:
+    """A model reading one text under one policy: feed ids, get the next token's logits.
+
+    This is the stepwise engine. ``stream``, ``compare`` and the slow reference of ``score`` are
+    loops around ``feed``.
+    """
+
+    def __init__(self, lm: LM, policy: Policy) -> None:
+        check_policy(lm, policy)
+        self.lm, self.policy = lm, policy
+        self.seen = 0
+        self.cache: Any = None
+        self.ids: deque[int] = deque(maxlen=getattr(policy, "n_recent", None) or 1)
+        self.begin: list[int] = []
+        if isinstance(policy, Dense):
+            self.cache = DynamicCache()
+        elif not policy.recompute:
+            self.cache = SinkCache(lm.model, policy.n_sink, policy.n_recent)
+
+    def feed(self, ids: Int[Tensor, "token"]) -> Float[Tensor, "vocabulary"]:
+        """Take in tokens; return the logits of the one that follows."""
+        start, model = self.seen, self.lm.model
+        self.seen += len(ids)
+        if self.policy.recompute:
+            self._remember(ids, start)
+            window = torch.tensor([self._window()], device=self.lm.device)
+            with untouched(model):
+                return model(window, use_cache=False, logits_to_keep=1).logits[0, -1]
+        return forward(self.lm, self.cache, ids, last_only=True)[-1]
+
+    def _remember(self, ids: Int[Tensor, "token"], start: int) -> None:
+        n_begin = max(0, self.policy.n_begin - start)
+        self.begin += ids[:n_begin].tolist()
+        self.ids.extend(ids[n_begin:].tolist())
+
+    def _window(self) -> list[int]:
+        return self.begin + list(self.ids)
+
+    @property
+    def cache_size(self) -> int:
+        """Tokens that the last prediction saw."""
+        return min(self.seen, self.policy.cache_size or self.seen)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values held between steps."""
+        if self.cache is None:
+            return 0
+        if isinstance(self.cache, SinkCache):
+            return self.cache.n_bytes
+        return sum(
+            x.numel() * x.element_size()
+            for layer in self.cache.layers
+            for x in (layer.keys, layer.values)
+        )
+
+    def evicted(self, n_new: int) -> tuple[int, ...]:
+        """Return the text positions that the last ``n_new`` tokens pushed out."""
+        if self.policy.cache_size is None:
+            return ()
+        first = max(self.policy.n_sink, self.seen - n_new - self.policy.n_recent)
+        return tuple(range(first, max(first, self.seen - self.policy.n_recent)))
+
+
+def check_policy(lm: LM, policy: Policy) -> None:
+    """Raise ValueError where a policy asks for more positions than a position table has."""
+    longest = lm.train_length
+    if lm.family.positions != "absolute" or longest is None:
+        return
+    if policy.cache_size is not None and policy.cache_size > longest:
+        raise ValueError(
+            f"{lm.name} has positions for {longest} tokens, the policy needs {policy.cache_size}; "
+            f"use a cache of at most {longest}"
+        )
+
+
+def forward(
+    lm: LM,
+    cache: Any,
+    ids: Int[Tensor, "token"],
+    *,
+    last_only: bool = False,
+    observe: Callable[[int, Tensor], None] | None = None,
+) -> Float[Tensor, "token vocabulary"]:
+    """Feed a block of tokens to the model and its cache; return the logits after each.
+
+    A block may be longer than the cache: every token still sees exactly what the policy lets it
+    see, because the block attends over a band (``sinkviz.attention.Band``).
+
+    Args:
+        lm: the language model.
+        cache: a ``SinkCache``, or any transformers cache for full attention.
+        ids: the tokens.
+        last_only: return the logits after the last token alone.
+        observe: called with (layer, attention) for every layer.
+    """
+    n_new, options = len(ids), {}
+    keep = 1 if last_only else 0
+    ring = isinstance(cache, SinkCache)
+    if ring:
+        options["position_ids"] = cache.next_positions(n_new).to(lm.device)
+    banded = observe is not None or (ring and n_new > 1 and cache.seen + n_new > cache.cache_size)
+    if banded:
+        options["band"] = (
+            cache.band(n_new, observe=observe) if ring else _causal_band(lm, cache, n_new, observe)
+        )
+    with untouched(lm.model, BANDED if banded else None):
+        if ring:
+            cache.banded = banded
+        try:
+            output = lm.model(
+                ids[None], past_key_values=cache, use_cache=True, logits_to_keep=keep, **options
+            )
+        finally:
+            if ring:
+                cache.banded = False
+    return output.logits[0]
+
+
+def _causal_band(lm: LM, cache: Any, n_new: int, observe: Any) -> Band:
+    seen = cache.get_seq_length()
+    key = torch.arange(seen + n_new, device=lm.device)
+    return Band(visible=key <= key[seen:, None], observe=observe)
+
+
+def sampler(
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+) -> Callable[[Tensor, Sequence[int]], int]:
+    """Return a function from (logits, recent ids) to the next id, with its own random generator.
+
+    Args:
+        temperature: 0 takes the most likely token (greedy).
+        top_k: sample among so many most likely tokens.
+        top_p: sample among the most likely tokens that hold this share of probability.
+        repetition_penalty: above 1 makes recent tokens less likely.
+        seed: of the generator.
+
+    Raises:
+        ValueError: the temperature is negative, or transformers refuses another number.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}; 0 is greedy")
+    processors = LogitsProcessorList()
+    if repetition_penalty != 1.0:
+        processors.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))
+    if temperature > 0:
+        processors.append(TemperatureLogitsWarper(float(temperature)))
+        if top_k is not None:
+            processors.append(TopKLogitsWarper(top_k))
+        if top_p is not None:
+            processors.append(TopPLogitsWarper(top_p))
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(logits: Tensor, recent: Sequence[int]) -> int:
+        ids = torch.tensor([list(recent)], device=logits.device)
+        scores = processors(ids, logits[None].float())[0]
+        if temperature == 0:
+            return int(scores.argmax())
+        return int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=generator))
+
+    return choose
+
+
+def _step(lane: Lane, logits: Tensor, token_id: int, seconds: float, n_new: int) -> Step:
+    log_probability = logits.float().log_softmax(-1)
+    return Step(
+        position=lane.seen,
+        token_id=token_id,
+        token=lane.lm.tokens([token_id])[0],
+        nll=-float(log_probability[token_id]),
+        entropy=float(torch.special.entr(log_probability.exp()).sum()),
+        seconds=seconds,
+        cache_size=lane.cache_size,
+        cache_bytes=lane.cache_bytes,
+        evicted=lane.evicted(n_new),
+    )
+
+
+def stream(
+    lm: LM,
+    policy: Policy,
+    prompt: Text,
+    *,
+    max_new_tokens: int | None = 200,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    stop: str | None = None,
+) -> Iterator[Step]:
+    """Generate a text token by token, at a constant cost per token where the policy allows it.
+
+    Args:
+        lm: the language model.
+        policy: what stays in the cache.
+        prompt: text or ids to begin with; it may be longer than the cache.
+        max_new_tokens: how many to generate; None goes on until the caller stops.
+        temperature: 0 is greedy, see ``sampler``.
+        top_k: see ``sampler``.
+        top_p: see ``sampler``.
+        repetition_penalty: see ``sampler``; applies to the tokens that the cache can hold, at most
+            the last 1,024.
+        seed: of the sampling.
+        stop: end after the text that was generated ends with this.
+
+    Yields:
+        A ``Step`` per generated token. Leave the loop at any time; the model stays as it was.
+
+    Raises:
+        ValueError: the prompt is empty, or an option is out of range.
+    """
+    lanes = compare(
+        lm,
+        [policy],
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    tail: deque[int] = deque(maxlen=64)
+    for (step,) in lanes:
+        yield step
+        tail.append(step.token_id)
+        if stop and lm.decode(tail).endswith(stop):
+            return
+
+
+def compare(
+    lm: LM,
+    policies: Sequence[Policy],
+    *,
+    prompt: Text | None = None,
+    text: Text | None = None,
+    max_new_tokens: int | None = 200,
+    **sampling: Any,
+) -> Iterator[tuple[Step, ...]]:
+    """Run several policies in lockstep, on the same prompt or over the same text.
+
+    Args:
+        lm: the language model.
+        policies: one lane each.
+        prompt: generate from this; each lane goes its own way, with the same seed.
+        text: read this instead; each lane tells how well it predicted every token.
+        max_new_tokens: how many to generate; None goes on until the caller stops.
+        sampling: options of ``sampler``, for generation.
+
+    Yields:
+        One ``Step`` per policy, in their order.
+
+    Raises:
+        ValueError: not exactly one of ``prompt`` and ``text``, no policy, an empty text, or an
+            option out of range.
+    """
+    if (prompt is None) == (text is None):
+        raise ValueError("give either a prompt to generate from or a text to read, not both")
+    if not policies:
+        raise ValueError("give at least one policy")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1 or None, got {max_new_tokens}")
+    lanes = [Lane(lm, policy) for policy in policies]
+    if text is not None:
+        ids = lm.encode(text)
+        if len(ids) < 2:
+            raise ValueError("a text to read needs at least two tokens; the first predicts the next")
+        return _read(lanes, ids)
+    choosers = [sampler(**sampling) for _ in policies]
+    return _write(lanes, choosers, lm.encode(prompt), max_new_tokens)
+
+
+def _read(lanes: list[Lane], ids: Int[Tensor, "token"]) -> Iterator[tuple[Step, ...]]:
+    targets = ids.tolist()
+    for position in range(1, len(targets)):
+        steps = []
+        for lane in lanes:
+            started = time.perf_counter()
+            logits = lane.feed(ids[position - 1 : position])
+            seconds = time.perf_counter() - started
+            steps.append(_step(lane, logits, targets[position], seconds, 1))
+        yield tuple(steps)
+
+
+def _write(
+    lanes: list[Lane],
+    choosers: list[Callable[[Tensor, Sequence[int]], int]],
+    prompt: Int[Tensor, "token"],
+    max_new_tokens: int | None,
+) -> Iterator[tuple[Step, ...]]:
+    pending = [prompt for _ in lanes]
+    recent = [
+        deque(prompt.tolist(), maxlen=min(lane.policy.cache_size or 1024, 1024)) for lane in lanes
+    ]
+    written = 0
+    while max_new_tokens is None or written < max_new_tokens:
+        steps = []
+        for index, lane in enumerate(lanes):
+            started = time.perf_counter()
+            logits = lane.feed(pending[index])
+            token_id = choosers[index](logits, recent[index])
+            seconds = time.perf_counter() - started
+            steps.append(_step(lane, logits, token_id, seconds, len(pending[index])))
+            pending[index] = torch.tensor([token_id], device=lane.lm.device)
+            recent[index].append(token_id)
+        written += 1
+        yield tuple(steps)
+
+
+def score(
+    lm: LM,
+    text: Text,
+    policy: Policy,
+    *,
+    engine: str = "parallel",
+    block: int = 256,
+    mass: bool = False,
+    progress: bool = False,
+) -> StreamRun:
+    """Measure how well a model predicts every token of a text under a policy.
+
+    Args:
+        lm: the language model.
+        text: text or ids; two tokens at least, and it may be of any length.
+        policy: what stays in the cache.
+        engine: ``parallel`` (a block of queries per forward pass, exact) or ``stepwise`` (a token
+            per pass: its slow reference).
+        block: queries per forward pass; memory grows with it, results do not change.
+        mass: also record where the attention went, by role of the key (parallel engine, not for
+            Recompute).
+        progress: show a progress bar.
+
+    Returns:
+        The run: nll per token, in nats.
+
+    Raises:
+        ValueError: the text is too short, or an option is out of range.
+    """
+    if engine not in ("parallel", "stepwise"):
+        raise ValueError(f"no engine {engine!r}; known are parallel, stepwise")
+    if block < 1:
+        raise ValueError(f"block must be at least 1, got {block}")
+    if mass and (engine == "stepwise" or policy.recompute):
+        raise ValueError("mass is recorded by the parallel engine, and not for Recompute")
+    ids = lm.encode(text)
+    if len(ids) < 2:
+        raise ValueError("a text to score needs at least two tokens; the first predicts the next")
+    lane = Lane(lm, policy)
+    shares = np.zeros((len(ids), len(ROLES)), dtype=np.float32) if mass else None
+    if engine == "stepwise":
+        blocks = _score_stepwise(lane, ids)
+    elif policy.recompute:
+        blocks = _score_windows(lane, ids, max(1, block * 16 // policy.cache_size))
+    else:
+        blocks = _score_blocks(lane, ids, block, shares)
+    started = time.perf_counter()
+    parts = []
+    with tqdm(total=len(ids), desc=str(policy), unit="token", disable=not progress) as bar:
+        for logits, start in blocks:
+            targets = ids[start + 1 : start + 1 + len(logits)]
+            logits = logits[: len(targets)]
+            wide = logits.double() if logits.dtype == torch.float64 else logits.float()
+            parts.append(torch.nn.functional.cross_entropy(wide, targets, reduction="none").cpu())
+            bar.update(len(logits))
+    nll = torch.cat([torch.full((1,), torch.nan, dtype=parts[0].dtype), *parts])
+    return StreamRun(
+        policy=policy,
+        token_ids=ids.cpu().numpy(),
+        nll=nll.numpy(),
+        mass=shares,
+        seconds=time.perf_counter() - started,
+        cache_bytes=lane.cache_bytes,
+        provenance=provenance(
+            lm.name, ids.cpu().numpy(), policy=str(policy), engine=engine, device=str(lm.device)
+        ),
+    )
+
+
+def _score_stepwise(lane: Lane, ids: Int[Tensor, "token"]) -> Iterator[tuple[Tensor, int]]:
+    for start in range(len(ids) - 1):
+        yield lane.feed(ids[start : start + 1])[None], start
+
+
+def _score_blocks(
+    lane: Lane, ids: Int[Tensor, "token"], block: int, shares: np.ndarray | None
+) -> Iterator[tuple[Tensor, int]]:
+    for start in range(0, len(ids) - 1, block):
+        part = ids[start : start + block]
+        observe = None
+        if shares is not None:
+            observe = _mass_observer(lane, start, len(part), shares)
+        yield forward(lane.lm, lane.cache, part, observe=observe), start
+
+
+def _mass_observer(lane: Lane, start: int, n_new: int, shares: np.ndarray) -> Any:
+    """Return an observer that adds each layer's mass by role to rows ``start ..`` of ``shares``."""
+    policy, n_layers = lane.policy, lane.lm.model.config.num_hidden_layers
+    if isinstance(lane.cache, SinkCache):
+        key = lane.cache.key_positions(n_new)
+    else:
+        key = torch.arange(start + n_new, device=lane.lm.device)
+    query = torch.arange(start, start + n_new, device=key.device)[:, None]
+    n_sink, n_recent = policy.n_sink or 1, policy.n_recent or lane.lm.train_length or 1024
+    own, sink = key == query, key < n_sink
+    if policy.n_sink == 0 and policy.cache_size is not None:
+        sink = torch.zeros_like(sink)
+    recent = (key > query - n_recent) & ~own & ~sink
+    roles = torch.stack((sink & ~own, recent, ~(own | sink | recent), own)).float()
+
+    def observe(layer: int, attention: Tensor) -> None:
+        mean = attention[0].float().mean(0)
+        by_role = torch.einsum("qk,rqk->qr", mean, roles.to(mean.device))
+        null = 1 - by_role.sum(-1, keepdim=True)
+        rows = torch.cat((by_role, null.clamp(min=0)), dim=-1) / n_layers
+        shares[start : start + n_new] += rows.cpu().numpy()
+
+    return observe
+
+
+def _score_windows(
+    lane: Lane, ids: Int[Tensor, "token"], batch: int
+) -> Iterator[tuple[Tensor, int]]:
+    """Score Recompute: one pass over the first window, then a batch of windows at a time."""
+    policy, model = lane.policy, lane.lm.model
+    size = policy.cache_size
+    with untouched(model):
+        yield model(ids[None, :size], use_cache=False).logits[0], 0
+    if len(ids) <= size + 1:
+        return
+    begin = ids[: policy.n_begin].expand(batch, -1)
+    for start in range(size, len(ids) - 1, batch):
+        ends = range(start + 1, min(start + batch, len(ids) - 1) + 1)
+        recent = torch.stack([ids[end - policy.n_recent : end] for end in ends])
+        windows = torch.cat((begin[: len(recent)], recent), dim=1)
+        with untouched(model):
+            yield model(windows, use_cache=False, logits_to_keep=1).logits[:, -1], start

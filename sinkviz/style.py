@@ -1,0 +1,197 @@
+"""One look for every figure: roles and policies -> colours, quantities -> colour maps and norms.
+
+Colour never stands alone: a hatch, a dash or a marker says the same. Knows nothing about models
+and changes no rcParams; what depends on the background is read from the Axes drawn into.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import seaborn  # registers the colour maps "rocket" and "vlag"; changes no setting
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, Normalize, PowerNorm, SymLogNorm, to_rgb
+
+from sinkviz.metrics import ROLES
+from sinkviz.policies import Dense, Policy, Recompute, SinkWindow, Window
+
+COLOURS = {"sink": "#D55E00", "recent": "#0072B2", "evicted": "#949494", "dense": "#222222"}
+INK_ON_DARK = "#E8E8E8"
+
+# Further curves of one kind keep their colour and change dash and marker.
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v")
+
+# Bottom to top as in the text, what goes nowhere last.
+STACK = ("sink", "middle", "recent", "self", "null")
+assert set(STACK) == set(ROLES)
+
+ATTENTION_SCALE = "square-root colour scale"
+ATTENTION_TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1)
+BIAS_SCALE = "logarithmic colour scale"
+
+
+def luminance(colour: Any) -> float:
+    """Return the relative luminance of a colour, 0 (black) to 1 (white).
+
+    Source: WCAG 2.2, definition of relative luminance.
+
+    Example:
+        >>> luminance("white"), luminance("black")
+        (1.0, 0.0)
+    """
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return round(sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True)), 9)
+
+
+def contrast(one: Any, other: Any) -> float:
+    """Return the contrast ratio of two colours, 1 (equal) to 21 (black on white).
+
+    Source: WCAG 2.2, definition of contrast ratio.
+
+    Example:
+        >>> contrast("white", "black")
+        21.0
+    """
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def paper(ax: Axes) -> tuple[float, float, float]:
+    """Return the background of an Axes as (red, green, blue), each in [0, 1].
+
+    Where Axes and figure are transparent (some slides), the lettering tells light from dark.
+    """
+    for face in (ax.get_facecolor(), ax.figure.get_facecolor()):
+        if face[3] > 0.5:
+            return to_rgb(face)
+    return to_rgb("white" if luminance(ax.xaxis.label.get_color()) < 0.5 else "black")
+
+
+def ink(ax: Axes) -> str:
+    """Return the colour of reference lines and lettering: ``#222222``, or its light twin on dark."""
+    return COLOURS["dense"] if luminance(paper(ax)) > 0.18 else INK_ON_DARK
+
+
+def faint(ax: Axes, strength: float = 0.12) -> tuple[float, float, float]:
+    """Return a grey that is ``strength`` (0 to 1) of the way from the background to the ink."""
+    pairs = zip(paper(ax), to_rgb(ink(ax)), strict=True)
+    return tuple(back + strength * (front - back) for back, front in pairs)
+
+
+def role_style(role: str, ax: Axes) -> dict[str, Any]:
+    """Return how a patch of a role is filled and hatched, as keywords of a matplotlib patch.
+
+    Args:
+        role: ``sink recent middle self null``; ``evicted``; ``masked`` (no such attention); or
+            ``future``.
+        ax: where it is drawn; the background decides some of the greys.
+
+    Raises:
+        ValueError: no such role.
+    """
+    back = paper(ax)
+    looks = {
+        "sink": (COLOURS["sink"], "", back),
+        "recent": (COLOURS["recent"], "", back),
+        # The own key is part of the recent ones, and the middle is what a SinkWindow evicts.
+        "self": (COLOURS["recent"], "....", back),
+        "middle": (COLOURS["evicted"], "////", back),
+        "null": (back, "xxxx", ink(ax)),
+        "evicted": (faint(ax, 0.16), "////", COLOURS["evicted"]),
+        "masked": (faint(ax, 0.16), "////", faint(ax, 0.32)),
+        "future": (faint(ax, 0.08), "", back),
+    }
+    if role not in looks:
+        raise ValueError(f"no role {role!r}; known are {', '.join(looks)}")
+    face, hatch, edge = looks[role]
+    return {"facecolor": face, "hatch": hatch, "edgecolor": edge, "linewidth": 0}
+
+
+def policy_name(policy: Policy) -> str:
+    """Return the short name of a policy in legends and titles.
+
+    Example:
+        >>> policy_name(SinkWindow(4, 60)), policy_name(Recompute(64)), policy_name(Dense())
+        ('SinkWindow 4+60', 'Recompute 64', 'Dense')
+    """
+    kind = type(policy).__name__
+    return kind if isinstance(policy, Dense) else f"{kind} {str(policy).split()[-1]}"
+
+
+def policy_styles(policies: Iterable[Policy], ax: Axes) -> list[dict[str, Any]]:
+    """Return how the curve of each policy is drawn, as keywords of ``Axes.plot``.
+
+    The four kinds differ in colour, dash and marker. Further policies of a kind keep the colour.
+
+    Args:
+        policies: in the order of the curves.
+        ax: where they are drawn; on dark paper the reference is light.
+    """
+    looks = {
+        Dense: (ink(ax), (0, (5, 2)), "D", 1.6, 2.4),
+        Window: (COLOURS["evicted"], "-", "x", 2.0, 2.3),
+        SinkWindow: (COLOURS["sink"], "-", "o", 2.4, 2.5),
+        # Above SinkWindow, whose curve it meets: the solid one shows through the gaps.
+        Recompute: (COLOURS["recent"], (0, (4, 1.5, 1, 1.5)), "s", 1.8, 2.6),
+    }
+    seen: Counter[type] = Counter()
+    styles = []
+    for policy in policies:
+        colour, dash, marker, width, order = looks[type(policy)]
+        nth = seen[type(policy)]
+        if nth:
+            dash, marker = DASHES[nth % len(DASHES)], MARKERS[nth % len(MARKERS)]
+        seen[type(policy)] += 1
+        styles.append(
+            {
+                "color": colour,
+                "linestyle": dash,
+                "marker": marker,
+                "linewidth": width,
+                "markersize": 5,
+                "zorder": order,
+            }
+        )
+    return styles
+
+
+def attention_map() -> Colormap:
+    """Return the colour map of attention: light is little, dark is much, lightness is monotone."""
+    return seaborn.color_palette("rocket_r", as_cmap=True)
+
+
+def attention_norm() -> Normalize:
+    """Return the norm that all attention shares: the square root of the share, from 0 to 1.
+
+    A sink saturates a linear scale. On this one a weight of 0.01 is a tenth of the way up.
+
+    Example:
+        >>> [round(float(attention_norm()(share)), 2) for share in (0, 0.01, 0.25, 1)]
+        [0.0, 0.1, 0.5, 1.0]
+    """
+    return PowerNorm(gamma=0.5, vmin=0, vmax=1)
+
+
+def bias_map() -> Colormap:
+    """Return the diverging colour map of biases and differences; its middle stands for zero."""
+    return seaborn.color_palette("vlag", as_cmap=True)
+
+
+def bias_norm(largest: float, linear: float | None = None) -> Normalize:
+    """Return the norm of biases and differences, centred on 0.
+
+    Args:
+        largest: largest absolute value to show, above 0; in the unit of the data.
+        linear: absolute value below which the scale is linear and above which it is logarithmic;
+            linear throughout where not given.
+
+    Example:
+        >>> float(bias_norm(3.0)(0.0))
+        0.5
+    """
+    if linear is None:
+        return Normalize(vmin=-largest, vmax=largest)
+    return SymLogNorm(linthresh=linear, vmin=-largest, vmax=largest, base=2)

@@ -1,0 +1,83 @@
+"""How the command talks: results on standard output, everything else on standard error.
+
+Tables, JSON and errors in one line. Knows nothing about models: rows are dicts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+INTERRUPTED = 130
+
+
+def say(message: str, style: str | None = None) -> None:
+    """Print a line for the person at the terminal, on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, style=style, markup=False)
+
+
+class PlainErrors(typer.core.TyperGroup):
+    """Says in one line what went wrong, and ends with 1; Ctrl-C ends with 130.
+
+    ``--debug`` shows the traceback instead. A wrong option or argument ends with 2, as usual.
+    """
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            say("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except (ValueError, TypeError, LookupError, OSError, ImportError, RuntimeError) as error:
+            if ctx.params["debug"]:
+                raise
+            message = " ".join(str(error).split()) or type(error).__name__
+            say(f"error: {message}", style="red")
+            raise typer.Exit(1) from None
+
+
+def show(document: dict[str, Any], title: str, as_json: bool) -> None:
+    """Print ``document["rows"]`` as a table, or the whole document as JSON.
+
+    Args:
+        document: plain values; ``rows`` is a list of dicts with the same keys.
+        title: one line over the table.
+        as_json: one JSON document and nothing else; NaN and infinity become null.
+    """
+    if as_json:
+        print(json.dumps(_finite(document), indent=1, allow_nan=False))
+        return
+    rows = document["rows"]
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in rows[0] if rows else ():
+        number = any(isinstance(row[name], int | float) for row in rows)
+        table.add_column(name.replace("_", " "), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(_cell(name, value) for name, value in row.items()))
+    Console().print(table)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "all" if name == "cache" else "-"
+    if isinstance(value, float):
+        return f"{value:+.3f}" if name == "drift" else f"{value:,.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
