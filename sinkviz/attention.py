@@ -5,7 +5,6 @@ Knows nothing about models, caches or policies: tensors in, tensors out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,14 +57,12 @@ class Band:
         turn: cosine and sine of each query's rotation towards the sinks, (query, pair) each; None
             where no query needs it, or positions are not rotary.
         interleaved: how rotary coordinates are paired.
-        observe: called with (layer, attention) for every layer, where given.
     """
 
     visible: Bool[Tensor, "query key"]
     n_sink: int = 0
     turn: tuple[Float[Tensor, "query pair"], Float[Tensor, "query pair"]] | None = None
     interleaved: bool = False
-    observe: Callable[[int, Tensor], None] | None = None
 
 
 def banded_attention(
@@ -83,7 +80,7 @@ def banded_attention(
     """Attend over a band of recent keys and the sinks; a transformers attention function.
 
     Args:
-        module: the attention module; only its ``layer_idx`` is read.
+        module: the attention module; not used.
         query: rotated at text positions where positions are rotary.
         key: sinks first, then the band, oldest first; rotated like the queries.
         value: in the order of the keys.
@@ -114,7 +111,5 @@ def banded_attention(
         scores = scores + attention_mask
     scores = scores.masked_fill(~band.visible, -torch.inf)
     attention = null_softmax(scores, s_aux)
-    if band.observe is not None:
-        band.observe(module.layer_idx, attention)
-    attention = attention.to(value.dtype)
-    return (attention @ value).transpose(1, 2).contiguous(), attention
+    output = attention.to(value.dtype) @ value
+    return output.transpose(1, 2).contiguous(), attention

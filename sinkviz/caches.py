@@ -221,7 +221,7 @@ class SinkCache(Cache):
         evicted = (query - self.cache_size + 1).clamp(min=0)
         return query - key - torch.where(key < self.n_sink, evicted, 0)
 
-    def band(self, n_new: int, **options: object) -> Band:
+    def band(self, n_new: int) -> Band:
         """Return the band for the next ``n_new`` queries; pass it on to the model as ``band=``."""
         key = self.key_positions(n_new)
         query = torch.arange(self.seen, self.seen + n_new, device=key.device)[:, None]
@@ -238,7 +238,6 @@ class SinkCache(Cache):
             n_sink=min(self.n_sink, len(key)),
             turn=turn,
             interleaved=self.family.interleaved,
-            **options,
         )
 
     def sink_rotation(self, after: int) -> tuple[Tensor, Tensor]:

@@ -149,10 +149,9 @@ def score(
     quarter minus that of the second quarter (near 0: it could go on forever).
     """
     chosen = _policies(policies)
-    from sinkviz.models import load
     from sinkviz.streaming import score as score_text
 
-    lm = load(model)
+    lm = _load(model)
     ids = _read(lm, text, tokens, skip)
     limits = [p.cache_size for p in chosen if p.cache_size and p.cache_size < len(ids) - 1]
     forgetting = max(limits) + 1 if limits else None
@@ -218,10 +217,9 @@ def stream(
     Ctrl-C stops it.
     """
     (chosen,) = _policies(policy, most=1)
-    from sinkviz.models import load
     from sinkviz.streaming import stream as stream_text
 
-    lm = load(model)
+    lm = _load(model)
     steps = stream_text(
         lm,
         chosen,
@@ -239,7 +237,7 @@ def stream(
         if not as_json:
             print(prompt, end="", flush=True)
         with closing(steps):
-            for piece in _readable(lm, _kept(steps, done)):
+            for piece in _readable(lm, steps, done):
                 if not as_json:
                     print(piece, end="", flush=True)
     except KeyboardInterrupt:
@@ -285,10 +283,9 @@ def report(
     The file needs no network and no other file; send it, print it, project it.
     """
     chosen = _policies(policies)
-    from sinkviz.models import load
     from sinkviz.report import write_report
 
-    lm = load(model)
+    lm = _load(model)
     write_report(lm, _read(lm, text, tokens, skip), output, policies=chosen)
     say(f"wrote {output}")
 
@@ -368,6 +365,16 @@ def _policies(text: str, most: int | None = None) -> list[Policy]:
     return chosen
 
 
+def _load(name: str) -> LM:
+    from transformers.utils import logging
+
+    from sinkviz.models import load
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    return load(name)
+
+
 def _read(lm: LM, source: str, n_tokens: int, skip: int) -> Any:
     from sinkviz.text import read_text
 
@@ -378,17 +385,15 @@ def _read(lm: LM, source: str, n_tokens: int, skip: int) -> Any:
     return lm.encode(text)[:n_tokens]
 
 
-def _kept(steps: Iterable[Step], done: list[Step]) -> Iterator[Step]:
-    for step in steps:
-        done.append(step)
-        yield step
+def _readable(lm: LM, steps: Iterable[Step], done: list[Step]) -> Iterator[str]:
+    """Yield the text that each step adds, and note the step in ``done``.
 
-
-def _readable(lm: LM, steps: Iterable[Step]) -> Iterator[str]:
-    """Yield the text that each token adds; bytes of a character wait until it is whole."""
+    The bytes of a character wait until it is whole.
+    """
     ids: list[int] = []
     shown = ""
     for step in steps:
+        done.append(step)
         ids.append(step.token_id)
         text = lm.decode(ids)
         if text.endswith("\ufffd") and len(ids) < 8:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 ROLES = ("sink", "recent", "middle", "self", "null")
@@ -65,7 +65,12 @@ def sink_rate(
 
 
 def mass(
-    attention: Float[Tensor, "*layer_head query key"], n_sink: int = 4, n_recent: int = 64
+    attention: Float[Tensor, "*layer_head query key"],
+    n_sink: int = 4,
+    n_recent: int = 64,
+    *,
+    query: Int[Tensor, "query"] | None = None,
+    key: Int[Tensor, "key"] | None = None,
 ) -> dict[str, Float[Tensor, "*layer_head query"]]:
     """Return how each query's attention divides among the roles of the keys.
 
@@ -74,9 +79,11 @@ def mass(
     one (off-by-one softmax, or a learned sink logit).
 
     Args:
-        attention: post-softmax weights in [0, 1]; queries are the last rows of the text.
+        attention: post-softmax weights in [0, 1].
         n_sink: tokens.
         n_recent: tokens, the query's own included.
+        query: text positions of the queries; by default the last ones of the text.
+        key: text positions of the keys; by default 0, 1, 2 ...
 
     Returns:
         Role -> share in [0, 1]; the shares of a query sum to one.
@@ -87,12 +94,13 @@ def mass(
         {'sink': 0.6, 'recent': 0.2, 'middle': 0.1, 'self': 0.1, 'null': 0.0}
     """
     n_query, n_key = attention.shape[-2:]
-    key = torch.arange(n_key, device=attention.device)
-    query = torch.arange(n_key - n_query, n_key, device=attention.device)[:, None]
+    key = (torch.arange(n_key) if key is None else key).to(attention.device)
+    query = torch.arange(n_key - n_query, n_key) if query is None else query
+    query = query.to(attention.device)[:, None]
     own = key == query
-    sink = (key < n_sink) & (key < query)
-    recent = (key > query - n_recent) & (key < query) & ~sink
-    middle = (key < query) & ~sink & ~recent
+    sink = (key < n_sink) & ~own
+    recent = (key > query - n_recent) & ~own & ~sink
+    middle = ~(own | sink | recent)
     shares = {
         role: (attention * where).sum(-1)
         for role, where in (("sink", sink), ("recent", recent), ("middle", middle), ("self", own))

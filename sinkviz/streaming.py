@@ -18,8 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
     DynamicCache,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
@@ -28,19 +26,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from sinkviz.attention import Band, banded_attention
 from sinkviz.caches import SinkCache
-from sinkviz.metrics import ROLES
+from sinkviz.forward import forward, watch
+from sinkviz.metrics import ROLES, mass as mass_by_role
 from sinkviz.models import LM, Text, untouched
 from sinkviz.policies import Dense, Policy
 from sinkviz.records import StreamRun, provenance
-
-BANDED = "sinkviz_banded"
-AttentionInterface.register(BANDED, banded_attention)
-# The band replaces the causal mask, so none is made; without this line transformers would pass
-# None as well, but only by accident of an unknown name.
-AttentionMaskInterface.register(BANDED, lambda *args, **kwargs: None)
-
 
 @dataclass(frozen=True)
 class Step:
@@ -143,55 +134,6 @@ def check_policy(lm: LM, policy: Policy) -> None:
             f"{lm.name} has positions for {longest} tokens, the policy needs {policy.cache_size}; "
             f"use a cache of at most {longest}"
         )
-
-
-def forward(
-    lm: LM,
-    cache: Any,
-    ids: Int[Tensor, "token"],
-    *,
-    last_only: bool = False,
-    observe: Callable[[int, Tensor], None] | None = None,
-) -> Float[Tensor, "token vocabulary"]:
-    """Feed a block of tokens to the model and its cache; return the logits after each.
-
-    A block may be longer than the cache: every token still sees exactly what the policy lets it
-    see, because the block attends over a band (``sinkviz.attention.Band``).
-
-    Args:
-        lm: the language model.
-        cache: a ``SinkCache``, or any transformers cache for full attention.
-        ids: the tokens.
-        last_only: return the logits after the last token alone.
-        observe: called with (layer, attention) for every layer.
-    """
-    n_new, options = len(ids), {}
-    keep = 1 if last_only else 0
-    ring = isinstance(cache, SinkCache)
-    if ring:
-        options["position_ids"] = cache.next_positions(n_new).to(lm.device)
-    banded = observe is not None or (ring and n_new > 1 and cache.seen + n_new > cache.cache_size)
-    if banded:
-        options["band"] = (
-            cache.band(n_new, observe=observe) if ring else _causal_band(lm, cache, n_new, observe)
-        )
-    with untouched(lm.model, BANDED if banded else None):
-        if ring:
-            cache.banded = banded
-        try:
-            output = lm.model(
-                ids[None], past_key_values=cache, use_cache=True, logits_to_keep=keep, **options
-            )
-        finally:
-            if ring:
-                cache.banded = False
-    return output.logits[0]
-
-
-def _causal_band(lm: LM, cache: Any, n_new: int, observe: Any) -> Band:
-    seen = cache.get_seq_length()
-    key = torch.arange(seen + n_new, device=lm.device)
-    return Band(visible=key <= key[seen:, None], observe=observe)
 
 
 def sampler(
@@ -463,32 +405,29 @@ def _score_blocks(
 ) -> Iterator[tuple[Tensor, int]]:
     for start in range(0, len(ids) - 1, block):
         part = ids[start : start + block]
-        observe = None
-        if shares is not None:
-            observe = _mass_observer(lane, start, len(part), shares)
-        yield forward(lane.lm, lane.cache, part, observe=observe), start
+        if shares is None:
+            yield forward(lane.lm, lane.cache, part), start
+            continue
+        with watch(lane.lm, _mass_observer(lane, start, len(part), shares)):
+            logits = forward(lane.lm, lane.cache, part, maps=True)
+        yield logits, start
 
 
 def _mass_observer(lane: Lane, start: int, n_new: int, shares: np.ndarray) -> Any:
     """Return an observer that adds each layer's mass by role to rows ``start ..`` of ``shares``."""
     policy, n_layers = lane.policy, lane.lm.model.config.num_hidden_layers
+    key = torch.arange(start + n_new)
     if isinstance(lane.cache, SinkCache):
         key = lane.cache.key_positions(n_new)
-    else:
-        key = torch.arange(start + n_new, device=lane.lm.device)
-    query = torch.arange(start, start + n_new, device=key.device)[:, None]
-    n_sink, n_recent = policy.n_sink or 1, policy.n_recent or lane.lm.train_length or 1024
-    own, sink = key == query, key < n_sink
-    if policy.n_sink == 0 and policy.cache_size is not None:
-        sink = torch.zeros_like(sink)
-    recent = (key > query - n_recent) & ~own & ~sink
-    roles = torch.stack((sink & ~own, recent, ~(own | sink | recent), own)).float()
+    n_sink, n_recent = policy.n_sink, policy.n_recent or lane.lm.train_length or 1024
+    if isinstance(policy, Dense):
+        n_sink = 1
+    query = torch.arange(start, start + n_new)
 
     def observe(layer: int, attention: Tensor) -> None:
         mean = attention[0].float().mean(0)
-        by_role = torch.einsum("qk,rqk->qr", mean, roles.to(mean.device))
-        null = 1 - by_role.sum(-1, keepdim=True)
-        rows = torch.cat((by_role, null.clamp(min=0)), dim=-1) / n_layers
+        by_role = mass_by_role(mean, n_sink, n_recent, query=query, key=key)
+        rows = torch.stack([by_role[role] for role in ROLES], dim=-1) / n_layers
         shares[start : start + n_new] += rows.cpu().numpy()
 
     return observe

@@ -62,7 +62,10 @@ def show(document: dict[str, Any], title: str, as_json: bool) -> None:
         table.add_column(name.replace("_", " "), justify="right" if number else "left")
     for row in rows:
         table.add_row(*(_cell(name, value) for name, value in row.items()))
-    Console().print(table)
+    # A file or a pipe has no width; nothing may be cut off there.
+    console = Console()
+    console.width = console.width if console.is_terminal else 160
+    console.print(table)
 
 
 def _cell(name: str, value: Any) -> str:
