@@ -23,7 +23,6 @@ from sinkviz.records import Trace, provenance
 
 MAPS_BY_DEFAULT = 64 * 2**20
 MAPS_AT_MOST = 4 * 2**30
-BLOCK = 256
 
 
 def capture(
@@ -33,6 +32,7 @@ def capture(
     keep: str | Sequence[tuple[int, int]] | None = None,
     n_sink: int = 4,
     n_recent: int = 64,
+    block: int = 256,
     progress: bool = False,
 ) -> Trace:
     """Run a model over a text and record where its attention goes.
@@ -44,6 +44,7 @@ def capture(
             keep beside the statistics. By default maps as long as they fit into 64 MB.
         n_sink: first tokens that count as sinks in the mass by role.
         n_recent: tokens that count as recent, the query's own included.
+        block: queries per forward pass; memory grows with it, results do not change.
         progress: show a progress bar.
 
     Returns:
@@ -99,7 +100,7 @@ def capture(
 
     cache = DynamicCache()
     with watch(lm, reduce), tqdm(total=n_tokens, unit="token", disable=not progress) as bar:
-        for part in ids.split(BLOCK):
+        for part in ids.split(block):
             forward(lm, cache, part, last_only=True, maps=True)
             bar.update(len(part))
     viewers = torch.arange(n_tokens, 0, -1)
