@@ -64,12 +64,13 @@ Tokens = Annotated[int, typer.Option(min=2, help="Read at most so many tokens of
 Skip = Annotated[int, typer.Option(min=0, help="Leave out so many characters at its beginning.")]
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         from importlib.metadata import version
 
         print(f"sinkviz {version('sinkviz')}")
         raise typer.Exit()
+    return wanted
 
 
 @app.callback()
@@ -233,15 +234,15 @@ def stream(
     )
     done: list[Step] = []
     interrupted = False
+    # With --json the text is only to watch, and standard output waits for the document.
+    out = sys.stderr if as_json else sys.stdout
     try:
-        if not as_json:
-            print(prompt, end="", flush=True)
         with closing(steps):
-            for piece in _readable(lm, steps, done):
-                if not as_json:
-                    print(piece, end="", flush=True)
+            for piece in _readable(lm, prompt, steps, done):
+                print(piece, end="", flush=True, file=out)
     except KeyboardInterrupt:
         interrupted = True
+    print(file=out)
     if as_json:
         names = "position token_id token nll entropy seconds cache_size cache_bytes".split()
         document = {
@@ -255,7 +256,6 @@ def stream(
         }
         show(document, "", as_json)
     else:
-        print()
         seconds = sum(step.seconds for step in done)
         mean = sum(step.nll for step in done) / max(1, len(done))
         say(
@@ -385,14 +385,16 @@ def _read(lm: LM, source: str, n_tokens: int, skip: int) -> Any:
     return lm.encode(text)[:n_tokens]
 
 
-def _readable(lm: LM, steps: Iterable[Step], done: list[Step]) -> Iterator[str]:
-    """Yield the text that each step adds, and note the step in ``done``.
+def _readable(lm: LM, prompt: str, steps: Iterable[Step], done: list[Step]) -> Iterator[str]:
+    """Yield the prompt and the text that each step adds, and note the step in ``done``.
 
     The bytes of a character wait until it is whole.
     """
     ids: list[int] = []
     shown = ""
     for step in steps:
+        if not done:
+            yield prompt
         done.append(step)
         ids.append(step.token_id)
         text = lm.decode(ids)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -84,7 +83,7 @@ def copy_course(folder: str | Path, *, replace: bool = False) -> Copied:
 
 
 def serve(folder: str | Path, *, port: int, browser: bool, options: Iterable[str] = ()) -> int:
-    """Run JupyterLab on the first notebook in ``folder`` until it ends.
+    """Become JupyterLab on the first notebook in ``folder``.
 
     Nothing is fetched: JupyterLab's news and its look for updates are off.
 
@@ -95,7 +94,7 @@ def serve(folder: str | Path, *, port: int, browser: bool, options: Iterable[str
         options: further options for JupyterLab.
 
     Returns:
-        JupyterLab's exit code.
+        JupyterLab's exit code, on systems where a process cannot become another one.
     """
     command = [sys.executable, "-m", "jupyterlab", str(Path(folder) / FIRST)]
     command += [f"--ServerApp.port={port}", "--LabApp.news_url=None"]
@@ -104,9 +103,7 @@ def serve(folder: str | Path, *, port: int, browser: bool, options: Iterable[str
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         # Containers run as root. Jupyter listens to this machine only, and asks for its token.
         command.append("--allow-root")
-    # Ctrl-C is JupyterLab's to answer: it asks, and this process ends when it does.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        return subprocess.call([*command, *options])
-    finally:
-        signal.signal(signal.SIGINT, before)
+    command += options
+    if os.name == "posix":
+        os.execv(sys.executable, command)
+    return subprocess.call(command)

@@ -33,7 +33,7 @@ def forward(
     *,
     last_only: bool = False,
     maps: bool = False,
-) -> Float[Tensor, "token vocabulary"]:
+) -> Float[Tensor, "predicted vocabulary"]:
     """Feed a block of tokens to the model and its cache; return the logits after each.
 
     A block may be longer than the cache: every token still sees exactly what the policy lets it

@@ -19,6 +19,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging
 
 import sinkviz.classroom  # noqa: F401  (registers the classroom model with the Auto classes)
 from sinkviz.families import Family, family_of
@@ -198,7 +199,8 @@ def load(
             )
         if dtype is None:
             dtype = torch.float32 if place.type == "cpu" else "auto"
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+        with _quiet(folder.is_dir()):
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
     except OSError as error:
         if folder.is_dir():
             raise
@@ -213,6 +215,19 @@ def load(
         tokenizer = None
     short = folder.name if folder.is_dir() else str(name)
     return LM(model.to(place).eval(), tokenizer, short)
+
+
+@contextlib.contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    """Show no progress bar meanwhile: a file on disk is read in a moment."""
+    shown = logging.is_progress_bar_enabled()
+    try:
+        if quiet:
+            logging.disable_progress_bar()
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _check_folder(folder: Path) -> None:

@@ -90,8 +90,8 @@ def rotary_frequencies(dimension: int, theta: float = 10_000.0) -> Float[Tensor,
 
 def rotate(
     x: Float[Tensor, "*batch dimension"],
-    cos: Float[Tensor, "*batch pair"],
-    sin: Float[Tensor, "*batch pair"],
+    cos: Float[Tensor, "*#batch pair"],
+    sin: Float[Tensor, "*#batch pair"],
     *,
     interleaved: bool = False,
 ) -> Float[Tensor, "*batch dimension"]:

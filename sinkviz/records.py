@@ -94,10 +94,11 @@ class Record:
         plain = json.loads(metadata["fields"])
         if "policy" in plain:
             plain["policy"] = parse_policy(plain["policy"].replace("recompute ", "recompute:"))
-        for name, value in plain.items():
-            if isinstance(value, list):
-                plain[name] = tuple(value)
-        return cls(**arrays, **plain)
+        return cls(**arrays, **{name: _tuples(value) for name, value in plain.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, repr=False)

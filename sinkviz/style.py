@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import seaborn  # registers the colour maps "rocket" and "vlag"; changes no setting
+import seaborn  # registers its colour maps, changes no setting
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize, PowerNorm, SymLogNorm, to_rgb
 
@@ -21,16 +21,18 @@ COLOURS = {"sink": "#D55E00", "recent": "#0072B2", "evicted": "#949494", "dense"
 INK_ON_DARK = "#E8E8E8"
 
 # Further curves of one kind keep their colour and change dash and marker.
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+SOLID, DASHED, DOTTED = "-", (0, (5, 2)), (0, (1, 1))
+DASH_DOT, DASH_DOT_DOT = (0, (4, 1.5, 1, 1.5)), (0, (4, 1, 1, 1, 1, 1))
+DASHES = (SOLID, DASHED, DOTTED, DASH_DOT, DASH_DOT_DOT)
 MARKERS = ("o", "s", "^", "D", "v")
 
 # Bottom to top as in the text, what goes nowhere last.
 STACK = ("sink", "middle", "recent", "self", "null")
 assert set(STACK) == set(ROLES)
 
-ATTENTION_SCALE = "square-root colour scale"
-ATTENTION_TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1)
-BIAS_SCALE = "logarithmic colour scale"
+ATTENTION_SCALE = "square-root scale"
+ATTENTION_TICKS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+BIAS_SCALE = "logarithmic scale"
 
 
 def luminance(colour: Any) -> float:
@@ -70,9 +72,14 @@ def paper(ax: Axes) -> tuple[float, float, float]:
     return to_rgb("white" if luminance(ax.xaxis.label.get_color()) < 0.5 else "black")
 
 
+def is_dark(ax: Axes) -> bool:
+    """Return whether the background of an Axes is dark: white contrasts more with it than black."""
+    return luminance(paper(ax)) < 0.18
+
+
 def ink(ax: Axes) -> str:
-    """Return the colour of reference lines and lettering: ``#222222``, or its light twin on dark."""
-    return COLOURS["dense"] if luminance(paper(ax)) > 0.18 else INK_ON_DARK
+    """Return the colour of references and lettering: ``#222222``, or its light twin on dark."""
+    return INK_ON_DARK if is_dark(ax) else COLOURS["dense"]
 
 
 def faint(ax: Axes, strength: float = 0.12) -> tuple[float, float, float]:
@@ -99,10 +106,10 @@ def role_style(role: str, ax: Axes) -> dict[str, Any]:
         # The own key is part of the recent ones, and the middle is what a SinkWindow evicts.
         "self": (COLOURS["recent"], "....", back),
         "middle": (COLOURS["evicted"], "////", back),
-        "null": (back, "xxxx", ink(ax)),
+        "null": (back, "xxx", faint(ax, 0.7)),
         "evicted": (faint(ax, 0.16), "////", COLOURS["evicted"]),
-        "masked": (faint(ax, 0.16), "////", faint(ax, 0.32)),
-        "future": (faint(ax, 0.08), "", back),
+        "masked": (faint(ax, 0.16), "////", faint(ax, 0.36)),
+        "future": (faint(ax, 0.1), "", back),
     }
     if role not in looks:
         raise ValueError(f"no role {role!r}; known are {', '.join(looks)}")
@@ -121,6 +128,14 @@ def policy_name(policy: Policy) -> str:
     return kind if isinstance(policy, Dense) else f"{kind} {str(policy).split()[-1]}"
 
 
+def line_scale(ax: Axes) -> float:
+    """Return the factor, 0.6 to 1, by which lines are thinner in narrow Axes.
+
+    What is a line on a slide would be a beam in the column of a paper.
+    """
+    return min(1.0, max(0.6, float(ax.get_window_extent().width) * 72 / ax.figure.dpi / 400))
+
+
 def policy_styles(policies: Iterable[Policy], ax: Axes) -> list[dict[str, Any]]:
     """Return how the curve of each policy is drawn, as keywords of ``Axes.plot``.
 
@@ -131,36 +146,42 @@ def policy_styles(policies: Iterable[Policy], ax: Axes) -> list[dict[str, Any]]:
         ax: where they are drawn; on dark paper the reference is light.
     """
     looks = {
-        Dense: (ink(ax), (0, (5, 2)), "D", 1.6, 2.4),
-        Window: (COLOURS["evicted"], "-", "x", 2.0, 2.3),
-        SinkWindow: (COLOURS["sink"], "-", "o", 2.4, 2.5),
+        Dense: (ink(ax), DASHED, "D", 1.6, 2.4),
+        Window: (COLOURS["evicted"], SOLID, "x", 2.0, 2.3),
+        SinkWindow: (COLOURS["sink"], SOLID, "o", 2.4, 2.5),
         # Above SinkWindow, whose curve it meets: the solid one shows through the gaps.
-        Recompute: (COLOURS["recent"], (0, (4, 1.5, 1, 1.5)), "s", 1.8, 2.6),
+        Recompute: (COLOURS["recent"], DASH_DOT, "s", 1.8, 2.6),
     }
+    scale = line_scale(ax)
     seen: Counter[type] = Counter()
     styles = []
     for policy in policies:
         colour, dash, marker, width, order = looks[type(policy)]
         nth = seen[type(policy)]
-        if nth:
-            dash, marker = DASHES[nth % len(DASHES)], MARKERS[nth % len(MARKERS)]
         seen[type(policy)] += 1
+        dashes = [dash, *(one for one in DASHES if one != dash)]
+        markers = [marker, *(one for one in MARKERS if one != marker)]
+        dash, marker = dashes[nth % len(dashes)], markers[nth % len(markers)]
         styles.append(
             {
                 "color": colour,
                 "linestyle": dash,
                 "marker": marker,
-                "linewidth": width,
-                "markersize": 5,
+                "linewidth": width * scale,
+                "markersize": 5.5 * scale,
                 "zorder": order,
             }
         )
     return styles
 
 
-def attention_map() -> Colormap:
-    """Return the colour map of attention: light is little, dark is much, lightness is monotone."""
-    return seaborn.color_palette("rocket_r", as_cmap=True)
+def attention_map(ax: Axes) -> Colormap:
+    """Return the colour map of attention, of monotone lightness.
+
+    Little attention is near the background and much is far from it: ``rocket``, from light to
+    dark on light paper and from dark to light on dark.
+    """
+    return seaborn.color_palette("rocket" if is_dark(ax) else "rocket_r", as_cmap=True)
 
 
 def attention_norm() -> Normalize:
@@ -175,9 +196,12 @@ def attention_norm() -> Normalize:
     return PowerNorm(gamma=0.5, vmin=0, vmax=1)
 
 
-def bias_map() -> Colormap:
-    """Return the diverging colour map of biases and differences; its middle stands for zero."""
-    return seaborn.color_palette("vlag", as_cmap=True)
+def bias_map(ax: Axes) -> Colormap:
+    """Return the diverging colour map of biases and differences.
+
+    Negative is blue, positive red, and zero near the background.
+    """
+    return seaborn.color_palette("icefire" if is_dark(ax) else "vlag", as_cmap=True)
 
 
 def bias_norm(largest: float, linear: float | None = None) -> Normalize:

@@ -27,7 +27,7 @@ class PlainErrors(typer.core.TyperGroup):
     ``--debug`` shows the traceback instead. A wrong option or argument ends with 2, as usual.
     """
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         try:
             return super().invoke(ctx)

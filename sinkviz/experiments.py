@@ -1,0 +1,104 @@
+"""The questions behind the figures, each as one function that gives records or a tidy table.
+
+Knows models through ``score`` and ``capture`` alone; draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sinkviz.models import LM, Text
+from sinkviz.policies import Dense, Policy, Recompute, SinkWindow, Window
+from sinkviz.records import StreamRun
+from sinkviz.streaming import score
+
+SINKS = (0, 1, 2, 4, 8)
+
+
+def four_methods(cache_size: int) -> list[Policy]:
+    """Return the paper's four methods with one size of cache, tokens.
+
+    Source: Xiao et al. 2023, arXiv 2309.17453, figure 1.
+
+    Example:
+        >>> [str(policy) for policy in four_methods(64)]
+        ['Dense', '0+64', 'recompute 64', '4+60']
+    """
+    sinks = SinkWindow(4, cache_size - 4) if cache_size > 4 else SinkWindow(1, cache_size - 1)
+    return [Dense(), Window(cache_size), Recompute(cache_size), sinks]
+
+
+def x_plus_y(cache_size: int, sinks: Sequence[int] = SINKS) -> list[Policy]:
+    """Return caches of one size that keep more and more first tokens.
+
+    Source: Xiao et al. 2023, arXiv 2309.17453, table 2.
+
+    Example:
+        >>> [str(policy) for policy in x_plus_y(64)]
+        ['0+64', '1+63', '2+62', '4+60', '8+56']
+    """
+    fitting = [n for n in sinks if n < cache_size]
+    return [SinkWindow(n, cache_size - n) if n else Window(cache_size) for n in fitting]
+
+
+def measure(
+    lm: LM, text: Text, policies: Sequence[Policy], *, progress: bool = False
+) -> list[StreamRun]:
+    """Score one text under several policies.
+
+    Args:
+        lm: the language model.
+        text: text or ids.
+        policies: one run each.
+        progress: show a progress bar per run.
+
+    Returns:
+        The runs, in the order of the policies.
+
+    Raises:
+        ValueError: the text is too short, or a policy does not fit the model.
+    """
+    ids = lm.encode(text)
+    return [score(lm, ids, policy, progress=progress) for policy in policies]
+
+
+def forgetting_from(runs: Sequence[StreamRun]) -> int | None:
+    """Return the first text position at which every limited cache has evicted, or None."""
+    sizes = [run.policy.cache_size for run in runs]
+    limits = [n for n, run in zip(sizes, runs, strict=True) if n and n + 1 < len(run.nll)]
+    return max(limits) + 1 if limits else None
+
+
+def tidy(runs: Sequence[StreamRun], start: int | None = None) -> list[dict[str, Any]]:
+    """Return one row per run of the same text.
+
+    Args:
+        runs: of the same text.
+        start: text position from which ``nll_forgetting`` counts; by default where every limited
+            cache has begun to forget.
+
+    Returns:
+        Rows with ``policy``, ``cache`` (tokens), ``perplexity`` and ``nll`` of the whole text,
+        ``nll_forgetting`` (nats per token from ``start`` on), ``drift`` (mean nll of the last
+        quarter minus that of the second) and ``seconds``.
+    """
+    start = forgetting_from(runs) if start is None else start
+    rows = []
+    for run in runs:
+        quarter = len(run.nll) // 4
+        drift = None
+        if quarter > 1:
+            drift = run.mean_nll(3 * quarter) - run.mean_nll(quarter, 2 * quarter)
+        rows.append(
+            {
+                "policy": str(run.policy),
+                "cache": run.policy.cache_size,
+                "perplexity": run.perplexity,
+                "nll": run.mean_nll(),
+                "nll_forgetting": None if start is None else run.mean_nll(start),
+                "drift": drift,
+                "seconds": run.seconds,
+            }
+        )
+    return rows
