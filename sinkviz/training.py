@@ -213,6 +213,7 @@ def train(
     recipe: Recipe | None = None,
     checkpoint_seconds: float = 300.0,
     bfloat16: bool | None = None,
+    compiled: bool = True,
 ) -> ClassroomForCausalLM:
     """Train a recipe, or go on where an interrupted run of it stopped.
 
@@ -226,6 +227,7 @@ def train(
         checkpoint_seconds: time between checkpoints.
         bfloat16: compute in bfloat16 with float32 weights; by default where the device is fast
             at it (CUDA, or a CPU with AMX).
+        compiled: run the body through ``torch.compile``, which takes half a minute first.
 
     Returns:
         The trained model in float32.
@@ -260,7 +262,10 @@ def train(
     checkpoint = folder / "checkpoint.safetensors"
     step = _resume(checkpoint, model, optimizer) if checkpoint.exists() else 0
 
-    body = torch.compile(lambda ids: model.model(ids, use_cache=False).last_hidden_state)
+    def body(ids: torch.Tensor) -> torch.Tensor:
+        return model.model(ids, use_cache=False).last_hidden_state
+
+    body = torch.compile(body) if compiled else body
     wanted = {int(10 ** (i / 8)) for i in range(8, 64)}
     saved, started, running = time.monotonic(), time.monotonic(), math.nan
     progress = tqdm(

@@ -124,6 +124,7 @@ def test_no_network_is_said_plainly(monkeypatch):
         load("nobody/nothing")
 
 
+PLAIN = {"bfloat16": False, "compiled": False}
 SMOKE = dataclasses.replace(RECIPES["smoke"], phases=((1280, 1e-3, 1.0),))
 
 
@@ -132,9 +133,8 @@ def no_books(monkeypatch, tmp_path):
     monkeypatch.setenv("SINKVIZ_BOOKS", str(tmp_path / "nowhere"))
 
 
-@pytest.mark.timeout(300)
 def test_training_resumes_where_it_stopped_and_repeats_itself(tmp_path, no_books, monkeypatch):
-    whole = train("smoke", tmp_path / "whole", recipe=SMOKE, bfloat16=False)
+    whole = train("smoke", tmp_path / "whole", recipe=SMOKE, **PLAIN)
 
     calls = []
 
@@ -146,10 +146,10 @@ def test_training_resumes_where_it_stopped_and_repeats_itself(tmp_path, no_books
 
     monkeypatch.setattr("sinkviz.training.draw_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train("smoke", tmp_path / "parts", recipe=SMOKE, bfloat16=False)
+        train("smoke", tmp_path / "parts", recipe=SMOKE, **PLAIN)
     monkeypatch.undo()
     monkeypatch.setenv("SINKVIZ_BOOKS", str(tmp_path / "nowhere"))
-    parts = train("smoke", tmp_path / "parts", recipe=SMOKE, bfloat16=False)
+    parts = train("smoke", tmp_path / "parts", recipe=SMOKE, **PLAIN)
 
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other)
