@@ -17,7 +17,7 @@ from sinkviz.positions import rotate
 
 def null_softmax(
     scores: Float[Tensor, "*batch head query key"],
-    null_logit: Float[Tensor, "head"] | None = None,
+    null_logit: Float[Tensor, " head"] | None = None,
 ) -> Float[Tensor, "*batch head query key"]:
     """Softmax over keys, with one further logit per head that takes mass to nowhere.
 
@@ -74,7 +74,7 @@ def banded_attention(
     *,
     band: Band,
     scaling: float,
-    s_aux: Float[Tensor, "head"] | None = None,
+    s_aux: Float[Tensor, " head"] | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "batch query head dimension"], Tensor]:
     """Attend over a band of recent keys and the sinks; a transformers attention function.

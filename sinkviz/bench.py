@@ -76,7 +76,9 @@ def bench_cache() -> Iterator[Row]:
 
         held = [fill, fill]
 
-        def rotate_all(held: list[Tensor] = held, one: Tensor = one) -> None:
+        def rotate_all(
+            held: list[Tensor] = held, one: Tensor = one, frequencies: Tensor = frequencies
+        ) -> None:
             for _ in range(3):
                 for index in range(2):
                     kept = torch.cat((held[index][:, :, :4], held[index][:, :, 5:]), 2)

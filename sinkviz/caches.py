@@ -185,14 +185,14 @@ class SinkCache(Cache):
             for x in (layer.keys, layer.values, layer.sinks)
         )
 
-    def slot(self, position: Int[Tensor, "key"] | int) -> Int[Tensor, "key"] | int:
+    def slot(self, position: Int[Tensor, " key"] | int) -> Int[Tensor, " key"] | int:
         """Return the slot in which the token of a text position is kept."""
         ring = self.n_sink + (position - self.n_sink) % self.n_recent
         if isinstance(position, int):
             return position if position < self.n_sink else ring
         return torch.where(position < self.n_sink, position, ring)
 
-    def key_positions(self, n_new: int, *, seen: int | None = None) -> Int[Tensor, "key"]:
+    def key_positions(self, n_new: int, *, seen: int | None = None) -> Int[Tensor, " key"]:
         """Return the text positions of the keys that the next ``n_new`` queries meet, in order.
 
         Args:

@@ -178,9 +178,15 @@ def _call(example: dict[str, Any]) -> str:
 
 
 def _made_up_map(length: int, seed: int) -> np.ndarray:
-    """Return a causal attention map, (query, key); rows sum to one."""
+    """Return a causal attention map, (query, key).
+
+    Rows sum to less than one, as with an off-by-one softmax: otherwise the first row is always
+    (1, 0, 0 ...), and several mistakes give the same number.
+    """
     weights = np.tril(np.random.default_rng(seed).uniform(0.1, 1, (length, length)))
-    return weights / weights.sum(-1, keepdims=True)
+    weights /= weights.sum(-1, keepdims=True)
+    weights[0] *= 0.2
+    return 0.9 * weights
 
 
 def _first_received(attention: np.ndarray) -> float:

@@ -124,9 +124,11 @@ class ClassroomRotary(nn.Module):
         self.inv_freq = nn.Buffer(self.frequencies(), persistent=False)
 
     def frequencies(self) -> Tensor:
+        """Return the rotary frequencies, radians per token."""
         return rotary_frequencies(self.config.head_dim, self.config.rope_theta)
 
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines, (batch, 1, token, pair) each."""
         accumulate = torch.promote_types(torch.float32, dtype)
         angle = position_ids[:, None, :, None].to(accumulate) * self.inv_freq.to(accumulate)
         return angle.cos().to(dtype), angle.sin().to(dtype)
@@ -150,6 +152,7 @@ class ClassroomAttention(nn.Module):
             self.sinks = nn.Parameter(torch.zeros(config.num_attention_heads))
 
     def null_logit(self) -> Tensor | None:
+        """Return the logit per head that takes mass to nowhere, or None with standard softmax."""
         if self.config.softmax == "standard":
             return None
         if self.config.softmax == "sink_logit":
@@ -164,6 +167,7 @@ class ClassroomAttention(nn.Module):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
+        """Return the output, and the attention where the implementation computes it."""
         shape = (*hidden.shape[:-1], -1, self.head_dim)
         query, key, value = (
             projection(hidden).view(shape).transpose(1, 2)
@@ -198,6 +202,7 @@ class ClassroomLayer(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, **kwargs: Any) -> Tensor:
+        """Return the residual stream after the block."""
         hidden = hidden + self.self_attn(self.input_norm(hidden), **kwargs)[0]
         inner = self.post_norm(hidden)
         gated = nn.functional.silu(self.gate_proj(inner)) * self.up_proj(inner)
@@ -280,6 +285,7 @@ class ClassroomModel(ClassroomPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
+        """Return the last hidden states; arguments as in any transformers decoder."""
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -355,6 +361,7 @@ class ClassroomForCausalLM(ClassroomPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
+        """Return the logits of the next tokens; arguments as in any transformers causal LM."""
         output = self.model(
             input_ids,
             attention_mask=attention_mask,

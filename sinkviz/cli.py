@@ -51,13 +51,16 @@ Source = Annotated[
         "hub:DATASET.",
     ),
 ]
-Policies = Annotated[
-    str,
+POLICY_HELP = (
+    "What may stay in the cache, comma-separated: dense (everything), 0+64 (the last 64 tokens), "
+    "4+60 (the first 4 and the last 60), recompute:64 (the last 64, run afresh for each token)."
+)
+Policies = Annotated[str, typer.Option(metavar="LIST", help=POLICY_HELP)]
+ReportPolicies = Annotated[
+    str | None,
     typer.Option(
         metavar="LIST",
-        help="What may stay in the cache, comma-separated: dense (everything), 0+64 (the last 64 "
-        "tokens), 4+60 (the first 4 and the last 60), recompute:64 (the last 64, run afresh for "
-        "each token).",
+        help=f"{POLICY_HELP} By default all four, with a cache of half the training length.",
     ),
 ]
 Tokens = Annotated[int, typer.Option(min=2, help="Read at most so many tokens of the text.")]
@@ -150,38 +153,19 @@ def score(
     quarter minus that of the second quarter (near 0: it could go on forever).
     """
     chosen = _policies(policies)
-    from sinkviz.streaming import score as score_text
+    from sinkviz.experiments import forgetting_from, measure, tidy
 
     lm = _load(model)
     ids = _read(lm, text, tokens, skip)
-    limits = [p.cache_size for p in chosen if p.cache_size and p.cache_size < len(ids) - 1]
-    forgetting = max(limits) + 1 if limits else None
-    rows = []
-    for policy in chosen:
-        say(f"{policy} ...", style="dim")
-        run = score_text(lm, ids, policy, progress=sys.stderr.isatty())
-        quarters = [len(ids) * i // 4 for i in range(5)]
-        drift = None
-        if len(ids) >= 8:
-            drift = run.mean_nll(quarters[3]) - run.mean_nll(quarters[1], quarters[2])
-        rows.append(
-            {
-                "policy": str(policy),
-                "cache": policy.cache_size,
-                "perplexity": run.perplexity,
-                "nll": run.mean_nll(),
-                "nll_forgetting": None if forgetting is None else run.mean_nll(forgetting),
-                "drift": drift,
-                "seconds": run.seconds,
-            }
-        )
+    runs = measure(lm, ids, chosen, progress=sys.stderr.isatty())
+    forgetting = forgetting_from(runs)
     document = {
         "model": lm.name,
         "text": text,
         "tokens": len(ids),
         "forgetting_from": forgetting,
-        "rows": rows,
-        "provenance": run.provenance,
+        "rows": tidy(runs),
+        "provenance": runs[0].provenance,
     }
     title = f"{lm.name} on {len(ids):,} tokens of {text}"
     if forgetting is not None:
@@ -274,7 +258,7 @@ def report(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The HTML file to write.")
     ] = Path("report.html"),
-    policies: Policies = POLICIES,
+    policies: ReportPolicies = None,
     tokens: Tokens = 4000,
     skip: Skip = 0,
 ) -> None:
@@ -282,11 +266,12 @@ def report(
 
     The file needs no network and no other file; send it, print it, project it.
     """
-    chosen = _policies(policies)
+    chosen = None if policies is None else _policies(policies)
     from sinkviz.report import write_report
 
     lm = _load(model)
-    write_report(lm, _read(lm, text, tokens, skip), output, policies=chosen)
+    ids = _read(lm, text, tokens, skip)
+    write_report(lm, ids, output, policies=chosen, progress=sys.stderr.isatty())
     say(f"wrote {output}")
 
 

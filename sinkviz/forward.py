@@ -29,7 +29,7 @@ AttentionMaskInterface.register(BANDED, lambda *args, **kwargs: None)
 def forward(
     lm: LM,
     cache: Any,
-    ids: Int[Tensor, "token"],
+    ids: Int[Tensor, " token"],
     *,
     last_only: bool = False,
     maps: bool = False,

@@ -69,8 +69,8 @@ def mass(
     n_sink: int = 4,
     n_recent: int = 64,
     *,
-    query: Int[Tensor, "query"] | None = None,
-    key: Int[Tensor, "key"] | None = None,
+    query: Int[Tensor, " query"] | None = None,
+    key: Int[Tensor, " key"] | None = None,
 ) -> dict[str, Float[Tensor, "*layer_head query"]]:
     """Return how each query's attention divides among the roles of the keys.
 
@@ -127,11 +127,11 @@ def entropy(
     return torch.special.entr(attention).sum(-1)
 
 
-def perplexity(nll: Float[Tensor, "token"]) -> float:
+def perplexity(nll: Float[Tensor, " token"]) -> float:
     """Return ``exp(mean nll)``, the number of equally likely next tokens.
 
     Args:
-        nll: negative log-likelihood, nats per token; NaN (a token without a prediction) is left out.
+        nll: negative log-likelihood, nats per token; NaN (no prediction) is left out.
 
     Returns:
         Perplexity, at least 1.

@@ -79,7 +79,7 @@ class LM:
         """Tokens the model was trained on at a time, or None where its config does not say."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
-    def encode(self, text: Text) -> Int[Tensor, "token"]:
+    def encode(self, text: Text) -> Int[Tensor, " token"]:
         """Return the ids of a text, with the first token that the tokenizer puts in front.
 
         Args:
@@ -109,14 +109,14 @@ class LM:
             )
         return ids.to(self.device)
 
-    def tokens(self, ids: Int[Tensor, "token"] | Sequence[int]) -> tuple[str, ...]:
+    def tokens(self, ids: Int[Tensor, " token"] | Sequence[int]) -> tuple[str, ...]:
         """Return each token as a short string; without a tokenizer, its id."""
         ids = [int(i) for i in ids]
         if self.tokenizer is None:
             return tuple(str(i) for i in ids)
         return tuple(self.tokenizer.decode([i]) for i in ids)
 
-    def decode(self, ids: Int[Tensor, "token"] | Sequence[int]) -> str:
+    def decode(self, ids: Int[Tensor, " token"] | Sequence[int]) -> str:
         """Return the text of ids, special tokens left out."""
         if self.tokenizer is None:
             return " ".join(self.tokens(ids))

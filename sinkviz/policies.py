@@ -19,7 +19,9 @@ from torch import Tensor
 
 def _at_least(name: str, value: int, least: int, advice: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}; {advice}")
+        raise ValueError(
+            f"{name} must be a whole number of at least {least}, got {value!r}; {advice}"
+        )
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,6 @@ def visibility(policy: Policy, length: int) -> Bool[Tensor, "query key"]:
     for query in range(length):
         seen[query, policy.keep(query + 1)] = True
     return seen
-
 
 
 def parse_policy(text: str) -> Policy:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def alibi_slopes(n_heads: int) -> Float[Tensor, "head"]:
+def alibi_slopes(n_heads: int) -> Float[Tensor, " head"]:
     """Return the ALiBi slope of every head, a geometric sequence that ends at 2**-8.
 
     For a power of two the slopes are ``2**(-8 i / n_heads)`` for i = 1 .. n_heads. For any other
@@ -44,8 +44,8 @@ def alibi_slopes(n_heads: int) -> Float[Tensor, "head"]:
 
 
 def alibi_bias(
-    slopes: Float[Tensor, "head"], distance: Int[Tensor, "*query_key"]
-) -> Float[Tensor, "head *query_key"]:
+    slopes: Float[Tensor, " head"], distance: Int[Tensor, " *query_key"]
+) -> Float[Tensor, " head *query_key"]:
     """Return the ALiBi bias: minus slope times distance.
 
     Args:
@@ -64,7 +64,7 @@ def alibi_bias(
     return -slopes.view(-1, *[1] * distance.ndim) * distance
 
 
-def rotary_frequencies(dimension: int, theta: float = 10_000.0) -> Float[Tensor, "pair"]:
+def rotary_frequencies(dimension: int, theta: float = 10_000.0) -> Float[Tensor, " pair"]:
     """Return the rotary frequencies ``theta ** (-2 i / dimension)``, radians per token.
 
     Args:
@@ -134,7 +134,7 @@ def rotate(
 
 
 def rotation_by(
-    delta: Int[Tensor, "*shape"] | int, frequencies: Float[Tensor, "pair"]
+    delta: Int[Tensor, " *shape"] | int, frequencies: Float[Tensor, " pair"]
 ) -> tuple[Float[Tensor, "*shape pair"], Float[Tensor, "*shape pair"]]:
     """Return cosine and sine of the rotation by ``delta`` tokens, exact at any distance.
 
@@ -162,7 +162,7 @@ def rotation_by(
 
 
 def sinusoidal_table(
-    positions: Int[Tensor, "*shape"], dimension: int, theta: float = 10_000.0
+    positions: Int[Tensor, " *shape"], dimension: int, theta: float = 10_000.0
 ) -> Float[Tensor, "*shape dimension"]:
     """Return the sinusoidal position vectors, sines first, then cosines.
 
@@ -185,8 +185,8 @@ def sinusoidal_table(
 
 
 def t5_bucket(
-    distance: Int[Tensor, "*shape"], n_buckets: int = 32, max_distance: int = 128
-) -> Int[Tensor, "*shape"]:
+    distance: Int[Tensor, " *shape"], n_buckets: int = 32, max_distance: int = 128
+) -> Int[Tensor, " *shape"]:
     """Return the T5 bucket of each distance: exact when short, logarithmic when long.
 
     Args:

@@ -28,10 +28,12 @@ from transformers import (
 
 from sinkviz.caches import SinkCache
 from sinkviz.forward import forward, watch
-from sinkviz.metrics import ROLES, mass as mass_by_role
+from sinkviz.metrics import ROLES
+from sinkviz.metrics import mass as mass_by_role
 from sinkviz.models import LM, Text, untouched
 from sinkviz.policies import Dense, Policy
 from sinkviz.records import StreamRun, provenance
+
 
 @dataclass(frozen=True)
 class Step:
@@ -79,7 +81,7 @@ class Lane:
         elif not policy.recompute:
             self.cache = SinkCache(lm.model, policy.n_sink, policy.n_recent)
 
-    def feed(self, ids: Int[Tensor, "token"]) -> Float[Tensor, "vocabulary"]:
+    def feed(self, ids: Int[Tensor, " token"]) -> Float[Tensor, " vocabulary"]:
         """Take in tokens; return the logits of the one that follows."""
         start, model = self.seen, self.lm.model
         self.seen += len(ids)
@@ -90,7 +92,7 @@ class Lane:
                 return model(window, use_cache=False, logits_to_keep=1).logits[0, -1]
         return forward(self.lm, self.cache, ids, last_only=True)[-1]
 
-    def _remember(self, ids: Int[Tensor, "token"], start: int) -> None:
+    def _remember(self, ids: Int[Tensor, " token"], start: int) -> None:
         n_begin = max(0, self.policy.n_begin - start)
         self.begin += ids[:n_begin].tolist()
         self.ids.extend(ids[n_begin:].tolist())
@@ -283,13 +285,15 @@ def compare(
     if text is not None:
         ids = lm.encode(text)
         if len(ids) < 2:
-            raise ValueError("a text to read needs at least two tokens; the first predicts the next")
+            raise ValueError(
+                "a text to read needs at least two tokens; the first predicts the next"
+            )
         return _read(lanes, ids)
     choosers = [sampler(**sampling) for _ in policies]
     return _write(lanes, choosers, lm.encode(prompt), max_new_tokens)
 
 
-def _read(lanes: list[Lane], ids: Int[Tensor, "token"]) -> Iterator[tuple[Step, ...]]:
+def _read(lanes: list[Lane], ids: Int[Tensor, " token"]) -> Iterator[tuple[Step, ...]]:
     targets = ids.tolist()
     for position in range(1, len(targets)):
         steps = []
@@ -304,7 +308,7 @@ def _read(lanes: list[Lane], ids: Int[Tensor, "token"]) -> Iterator[tuple[Step, 
 def _write(
     lanes: list[Lane],
     choosers: list[Callable[[Tensor, Sequence[int]], int]],
-    prompt: Int[Tensor, "token"],
+    prompt: Int[Tensor, " token"],
     max_new_tokens: int | None,
 ) -> Iterator[tuple[Step, ...]]:
     pending = [prompt for _ in lanes]
@@ -395,13 +399,13 @@ def score(
     )
 
 
-def _score_stepwise(lane: Lane, ids: Int[Tensor, "token"]) -> Iterator[tuple[Tensor, int]]:
+def _score_stepwise(lane: Lane, ids: Int[Tensor, " token"]) -> Iterator[tuple[Tensor, int]]:
     for start in range(len(ids) - 1):
         yield lane.feed(ids[start : start + 1])[None], start
 
 
 def _score_blocks(
-    lane: Lane, ids: Int[Tensor, "token"], block: int, shares: np.ndarray | None
+    lane: Lane, ids: Int[Tensor, " token"], block: int, shares: np.ndarray | None
 ) -> Iterator[tuple[Tensor, int]]:
     for start in range(0, len(ids) - 1, block):
         part = ids[start : start + block]
@@ -434,7 +438,7 @@ def _mass_observer(lane: Lane, start: int, n_new: int, shares: np.ndarray) -> An
 
 
 def _score_windows(
-    lane: Lane, ids: Int[Tensor, "token"], batch: int
+    lane: Lane, ids: Int[Tensor, " token"], batch: int
 ) -> Iterator[tuple[Tensor, int]]:
     """Score Recompute: one pass over the first window, then a batch of windows at a time."""
     policy, model = lane.policy, lane.lm.model

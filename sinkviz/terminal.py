@@ -48,7 +48,7 @@ def show(document: dict[str, Any], title: str, as_json: bool) -> None:
     """Print ``document["rows"]`` as a table, or the whole document as JSON.
 
     Args:
-        document: plain values; ``rows`` is a list of dicts with the same keys.
+        document: plain values; ``rows`` is a list of dicts, a column per key.
         title: one line over the table.
         as_json: one JSON document and nothing else; NaN and infinity become null.
     """
@@ -57,11 +57,12 @@ def show(document: dict[str, Any], title: str, as_json: bool) -> None:
         return
     rows = document["rows"]
     table = Table(title=title, title_justify="left", header_style="bold")
-    for name in rows[0] if rows else ():
-        number = any(isinstance(row[name], int | float) for row in rows)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    for name in names:
+        number = any(isinstance(row.get(name), int | float) for row in rows)
         table.add_column(name.replace("_", " "), justify="right" if number else "left")
     for row in rows:
-        table.add_row(*(_cell(name, value) for name, value in row.items()))
+        table.add_row(*(_cell(name, row.get(name)) for name in names))
     # A file or a pipe has no width; nothing may be cut off there.
     console = Console()
     console.width = console.width if console.is_terminal else 160

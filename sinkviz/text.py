@@ -21,8 +21,9 @@ PLACES = (
     "the bridge|the churchyard|the ferry"
 ).split("|")
 THINGS = (
-    "brass key|blue umbrella|wooden box|silver whistle|torn map|red lantern|paper kite|glass marble|"
-    "music box|woollen scarf|leather diary|tin drum|walking stick|pocket watch|clay pot|fishing net"
+    "brass key|blue umbrella|wooden box|silver whistle|torn map|red lantern|paper kite|"
+    "glass marble|music box|woollen scarf|leather diary|tin drum|walking stick|"
+    "pocket watch|clay pot|fishing net"
 ).split("|")
 ANIMALS = "dog|cat|goat|pony|raven|hen|donkey|goose".split("|")
 WEATHER = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sinkviz.classroom import ClassroomConfig, ClassroomForCausalLM
 from sinkviz.metrics import received_attention, sink_rate
+from sinkviz.records import write_whole
 from sinkviz.text import books, books_folder, stories
 
 BEGIN = "<|begin|>"
@@ -67,7 +68,9 @@ class Recipe:
         """Return (learning rate, share of sequences with ``<|begin|>``) of a step."""
         seen = step * self.tokens_per_step
         rate = self.learning_rate
-        for tokens, end, begin_share in self.phases:
+        begin_share = 1.0
+        for tokens, end, share in self.phases:
+            begin_share = share
             if seen < tokens:
                 rate += (end - rate) * seen / tokens
                 break
@@ -196,14 +199,8 @@ def probe(model: ClassroomForCausalLM, tokens: np.ndarray, n_texts: int = 32) ->
     }
 
 
-def _write_whole(tensors: dict[str, torch.Tensor], path: Path, step: int) -> None:
-    """Write a file whole or not at all: first beside it, then renamed over it."""
-    partial = path.with_suffix(".partial")
-    try:
-        save_file(tensors, partial, metadata={"step": str(step)})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _write(tensors: dict[str, torch.Tensor], path: Path, step: int) -> None:
+    write_whole(path, lambda partial: save_file(tensors, partial, metadata={"step": str(step)}))
 
 
 def train(
@@ -241,7 +238,9 @@ def train(
         recipe = RECIPES[name]
     folder = Path(folder)
     tokenizer = prepare(recipe, folder)
-    tokens = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "valid")}
+    tokens = {
+        split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in ("train", "valid")
+    }
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if bfloat16 is None:
         bfloat16 = device == "cuda" or torch.cpu._is_amx_tile_supported()
@@ -305,17 +304,25 @@ def train(
                 progress.set_postfix(loss=line["loss"], sink_rate=line["sink_rate"])
                 if step in wanted:
                     half = {k: v.to(torch.bfloat16) for k, v in _weights(model).items()}
-                    _write_whole(half, folder / "snapshots" / f"{step:07d}.safetensors", step)
+                    _write(half, folder / "snapshots" / f"{step:07d}.safetensors", step)
             if time.monotonic() - saved > checkpoint_seconds:
                 _save(checkpoint, model, optimizer, step)
                 saved = time.monotonic()
     finally:
         _save(checkpoint, model, optimizer, step)
         progress.close()
-    model.save_pretrained(folder / "model")
+    _export(model, tokenizer, recipe, folder)
+    return model.eval()
+
+
+def _export(model: Any, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
+    """Write ``folder/model``: weights in float16, tokenizer, recipe and the record of growth."""
+    half = ClassroomForCausalLM(recipe.config)
+    half.load_state_dict(model.state_dict())
+    half.half().save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "model" / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
-    return model.eval()
+    shutil.copyfile(folder / "log.jsonl", folder / "model" / "growth.jsonl")
 
 
 def _weights(model: ClassroomForCausalLM) -> dict[str, torch.Tensor]:
@@ -328,7 +335,7 @@ def _save(path: Path, model: ClassroomForCausalLM, optimizer: Any, step: int) ->
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             tensors[f"{key}.{names[parameter]}"] = value.clone()
-    _write_whole(tensors, path, step)
+    _write(tensors, path, step)
 
 
 def _resume(path: Path, model: ClassroomForCausalLM, optimizer: Any) -> int:

@@ -27,9 +27,7 @@ def test_a_policy_keeps_itself_the_newest_and_at_most_its_size(policy):
         assert len(kept) == min(n, policy.cache_size or n)
     seen = visibility(policy, 12)
     assert not seen.triu(1).any()
-    assert [row.nonzero()[:, 0].tolist() for row in seen] == [
-        policy.keep(n) for n in range(1, 13)
-    ]
+    assert [row.nonzero()[:, 0].tolist() for row in seen] == [policy.keep(n) for n in range(1, 13)]
 
 
 def test_window_is_a_sink_window_without_sinks():
@@ -140,7 +138,10 @@ def test_metrics_against_loops():
     assert perplexity(torch.tensor([math.nan, math.log(3), math.log(3)])) == pytest.approx(3)
 
 
-def run(policy=SinkWindow(4, 60)) -> StreamRun:
+FOUR_SINKS = SinkWindow(4, 60)
+
+
+def run(policy=FOUR_SINKS) -> StreamRun:
     nll = np.array([np.nan, 1.0, 2.0, 3.0], dtype=np.float32)
     return StreamRun(policy=policy, token_ids=np.arange(4), nll=nll, provenance={"model": "m"})
 

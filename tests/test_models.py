@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_a_saved_model_comes_back_the_same(tmp_path):
 
 def test_learnable_sink_tokens_come_first():
     model = tiny_classroom(torch.float32, n_sink_tokens=2, vocab_size=600).model
-    tokenizer = train_tokenizer((story for story, _ in zip(stories(), range(50))), 598)
+    tokenizer = train_tokenizer(islice(stories(), 50), 598)
     ids = LM(model, tokenizer).encode("hello")
     assert ids[:3].tolist() == [598, 599, 0]
 
@@ -153,7 +154,8 @@ def test_training_resumes_where_it_stopped_and_repeats_itself(tmp_path, no_books
 
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other)
-    lines = [json.loads(line) for line in open(tmp_path / "whole" / "log.jsonl")]
+    log = (tmp_path / "whole" / "log.jsonl").read_text()
+    lines = [json.loads(line) for line in log.splitlines()]
     assert lines[-1]["step"] == SMOKE.n_steps == 10
     assert np.array(lines[-1]["first_token"]).shape == (2, 2)
     assert 0 <= lines[-1]["sink_rate"] <= 1

@@ -1,0 +1,215 @@
+"""Model cards: what a bundled model was trained on, how its sinks grew, and what it does.
+
+Every number in a card comes from the run's own log or from a measurement made while the card is
+written. Knows nothing about figures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sinkviz.capture import capture
+from sinkviz.experiments import forgetting_from, measure, tidy, x_plus_y
+from sinkviz.metrics import SINK_EPSILON, sink_rate
+from sinkviz.models import LM, load
+from sinkviz.policies import Dense, Recompute
+from sinkviz.records import write_whole
+from sinkviz.text import books_folder, read_text
+
+
+def write_card(
+    folder: str | Path, *, n_tokens: int = 20_000, text: str | None = None, progress: bool = False
+) -> Path:
+    """Measure the model in ``folder`` and write its ``card.md``.
+
+    The folder holds what ``sinkviz train`` leaves in ``model/``: weights, tokenizer,
+    ``recipe.json`` and ``growth.jsonl``.
+
+    Args:
+        folder: of the model.
+        n_tokens: tokens to measure on.
+        text: what to measure on, see ``sinkviz.text.read_text``; by default held-out books where
+            there are any, otherwise stories.
+        progress: show progress bars.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        FileNotFoundError: the folder lacks the recipe or the log of the training.
+    """
+    folder = Path(folder)
+    for name in ("recipe.json", "growth.jsonl"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}; train the model with sinkviz train")
+    recipe = json.loads((folder / "recipe.json").read_text())
+    growth = [json.loads(line) for line in (folder / "growth.jsonl").read_text().splitlines()]
+    lm = load(str(folder))
+    text = text or ("books:valid" if books_folder() else "stories")
+    ids = lm.encode(read_text(text, n_characters=8 * n_tokens))[:n_tokens]
+    length = lm.train_length
+    runs = measure(
+        lm, ids, [Dense(), Recompute(length // 2), *x_plus_y(length // 2)], progress=progress
+    )
+    parts = [
+        f"# {folder.name}",
+        f"A decoder of {sum(p.numel() for p in lm.model.parameters()) / 1e6:.1f} M parameters "
+        "that grew attention sinks. It is made to be looked at, not to be believed: its English "
+        "is fluent at a glance and means nothing.",
+        "## What it does",
+        f"On {len(ids):,} tokens of `{text}`, with caches of {length // 2} tokens, half the "
+        f"training length. *nll forgetting* is the mean from token {forgetting_from(runs)} on, "
+        "where every limited cache has evicted; *drift* is the last quarter minus the second.",
+        _table(tidy(runs), ("policy", "cache", "perplexity", "nll", "nll_forgetting", "drift")),
+        _claims(runs),
+        "Repeat it with",
+        f"```\nsinkviz score {folder.name} --text {text} --tokens {len(ids)} "
+        f"--policies {','.join(_spelled(run.policy) for run in runs)}\n```",
+        "## Its sinks",
+        _sinks(lm, ids),
+        "## How it was trained",
+        _recipe(lm, recipe, growth),
+        "## How the sinks grew",
+        "Held-out text, after each step: loss in nats per token; attention on the first token, "
+        "averaged over the heads of a layer and over the queries of the second half of the text.",
+        _table(_growth_rows(growth)),
+        "## Data",
+        _data(),
+        "## Limits",
+        "- The numbers are of this model, this text and these lengths; larger models are hurt "
+        "more, or less, by the loss of their sinks.\n"
+        "- The model has seen public-domain English of the 19th century, and made-up stories; it "
+        "shares their views and their spelling.\n"
+        "- Weights: MIT, like the code. No text of the books is in this folder.",
+    ]
+    path = folder / "card.md"
+    page = "\n\n".join(parts) + "\n"
+    write_whole(path, lambda partial: partial.write_text(page, encoding="utf-8"))
+    return path
+
+
+def _claims(runs: Sequence[Any]) -> str:
+    after = {row["policy"]: row["nll_forgetting"] for row in tidy(runs)}
+    size = runs[1].policy.cache_size
+    sinks, window = after[f"4+{size - 4}"], after[f"0+{size}"]
+    drift = next(row["drift"] for row in tidy(runs) if row["policy"] == f"4+{size - 4}")
+    return "\n".join(
+        (
+            f"- The cliff: window attention is {window - sinks:.3f} nats per token worse than "
+            "with four sinks.",
+            f"- One first token instead of four costs {after[f'1+{size - 1}'] - sinks:+.3f} nats.",
+            f"- Four sinks against re-computation: {sinks - after[f'recompute {size}']:+.3f} nats; "
+            f"drift over the text {drift:+.3f}.",
+            f"- Dense attention past the training length is {after['Dense'] - sinks:.3f} nats "
+            "worse than with four sinks.",
+        )
+    )
+
+
+def _sinks(lm: LM, ids: torch.Tensor, n_texts: int = 32) -> str:
+    """Describe sinks as means over stretches of the text, each of the training length."""
+    length = lm.train_length
+    begin = ids[:1]
+    starts = torch.linspace(1, len(ids) - length, n_texts).long().tolist()
+    received, share = [], []
+    for start in starts:
+        trace = capture(lm, torch.cat((begin, ids[start : start + length - 1])), n_sink=1)
+        received.append(torch.from_numpy(trace.received))
+        share.append(torch.from_numpy(trace.mass_of("sink")).float())
+    mean = torch.stack(received).mean(0)
+    high = torch.stack(share).flatten(3).movedim(0, -1).flatten(2).quantile(0.95, dim=-1)
+    rows = [
+        {"layer": layer, **{f"head {h}": f"{float(x):.2f}" for h, x in enumerate(heads)}}
+        for layer, heads in enumerate(mean[..., 0])
+    ]
+    return (
+        f"Attention that the first token receives (mean over {n_texts} texts of {length} tokens). "
+        f"Sink rate (share of heads above {SINK_EPSILON}): {sink_rate(mean):.0%}. In "
+        f"{int((high > 0.8).sum())} of {high.numel()} heads the top 5 % of queries give it more "
+        f"than 0.8.\n\n" + _table(rows)
+    )
+
+
+def _recipe(lm: LM, recipe: dict[str, Any], growth: list[dict[str, Any]]) -> str:
+    config, last = lm.model.config, growth[-1]
+    phases = "; ".join(
+        f"{tokens / 1e6:g} M tokens to a learning rate of {rate:g}"
+        + (f", {share:.0%} of sequences begin with the begin token" if share < 1 else "")
+        for tokens, rate, share in recipe["phases"]
+    )
+    facts = {
+        "layers x heads": f"{config.num_hidden_layers} x {config.num_attention_heads}",
+        "width": f"{config.hidden_size}, feed-forward {config.intermediate_size}",
+        "positions, softmax": f"{config.position}, {config.softmax}",
+        "vocabulary": f"{config.vocab_size} (byte-level BPE)",
+        "training length": f"{config.max_position_embeddings} tokens, `<|begin|>` first",
+        "steps": f"{last['step']:,} of {recipe['batch']} sequences "
+        f"({last['tokens'] / 1e6:.0f} M tokens)",
+        "phases": phases,
+        "optimiser": f"AdamW {tuple(recipe['betas'])}, first learning rate "
+        f"{recipe['learning_rate']:g} after {recipe['warmup_steps']} steps of warm-up, weight "
+        f"decay {recipe['weight_decay']:g} on matrices, gradient norm at most {recipe['clip']:g}",
+        "stories in the mixture": f"{recipe['story_tokens']:.0%} of the tokens of the books",
+        "seed": recipe["seed"],
+    }
+    rows = [{"what": name, "value": value} for name, value in facts.items()]
+    return f"`sinkviz train {lm.name}` repeats it.\n\n" + _table(rows)
+
+
+def _growth_rows(growth: list[dict[str, Any]], most: int = 14) -> list[dict[str, Any]]:
+    wanted = torch.logspace(1, torch.log10(torch.tensor(growth[-1]["step"])), most).tolist()
+    chosen = {min(growth, key=lambda line: abs(line["step"] - step))["step"] for step in wanted}
+    return [
+        {
+            "step": f"{line['step']:,}",
+            "M tokens": f"{line['tokens'] / 1e6:.1f}",
+            "loss": line["loss"],
+            "sink rate": f"{line['sink_rate']:.0%}",
+            **{
+                f"layer {i}": f"{sum(heads) / len(heads):.2f}"
+                for i, heads in enumerate(line["first_token"])
+            },
+        }
+        for line in {line["step"]: line for line in growth}.values()
+        if line["step"] in chosen
+    ]
+
+
+def _data() -> str:
+    folder = books_folder()
+    stories = "Stories come from `sinkviz.text.stories`, endless and seeded."
+    if folder is None:
+        return stories
+    lines = [stories, "Books in the public domain, by their Project Gutenberg number:"]
+    for split in ("train", "valid"):
+        index = json.loads((folder / f"{split}.index.json").read_text())
+        ids = sorted(book["gutenberg_id"] for book in index if book["gutenberg_id"])
+        unknown = len(index) - len(ids)
+        lines.append(
+            f"- {split} ({len(index)} books"
+            + (f", {unknown} without a number" if unknown else "")
+            + f"): {', '.join(map(str, ids))}"
+        )
+    return "\n".join([lines[0], "", lines[1], "", *lines[2:]])
+
+
+def _spelled(policy: Any) -> str:
+    return str(policy).lower().replace(" ", ":")
+
+
+def _table(rows: list[dict[str, Any]], names: Sequence[str] | None = None) -> str:
+    names = list(names or rows[0])
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return "-"
+        return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+    lines = [[name.replace("_", " ") for name in names], ["---"] * len(names)]
+    lines += [[cell(row[name]) for name in names] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
