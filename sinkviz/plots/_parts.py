@@ -1,4 +1,4 @@
-"""What the figures share: new Axes, titles that fit, token ticks, colour bars, labels at curves.
+"""What the figures share: new Axes, titles that fit, ticks, colour bars, grids of panels.
 
 Knows nothing about traces, runs or models.
 """
@@ -14,17 +14,17 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
 from matplotlib.colorbar import Colorbar
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from sinkviz.style import ink, role_style
+from sinkviz.style import role_style
 
 MOST_TOKEN_TICKS = 40
-LINE = 1.3  # height of a line of text, in units of its font size
 
 
 def axes_or_new(ax: Axes | None) -> Axes:
@@ -40,7 +40,12 @@ def points(name: str) -> float:
 def size_in_points(ax: Axes) -> tuple[float, float]:
     """Return width and height of an Axes before the layout has run, points."""
     box = ax.get_window_extent()
-    return box.width * 72 / ax.figure.dpi, box.height * 72 / ax.figure.dpi
+    return float(box.width) * 72 / ax.figure.dpi, float(box.height) * 72 / ax.figure.dpi
+
+
+def narrow(ax: Axes) -> bool:
+    """Return whether an Axes is no wider than the column of a paper."""
+    return size_in_points(ax)[0] < 230
 
 
 def plain(text: Text) -> Text:
@@ -49,12 +54,21 @@ def plain(text: Text) -> Text:
     return text
 
 
-def title(ax: Axes, text: str) -> None:
-    """Set a title of one line, smaller where the usual size would not fit over the Axes."""
-    artist = plain(ax.set_title(text, loc="left"))
-    room, _ = size_in_points(ax)
+def title(ax: Axes, text: str, above: float = 0.0) -> None:
+    """Set a title of one line, smaller where the usual size would not fit over the Axes.
+
+    Args:
+        ax: with its legend, if it has one.
+        text: the title.
+        above: height of a legend between Axes and title, points.
+    """
+    artist = plain(ax.set_title(text, loc="left", pad=rcParams["axes.titlepad"] + above))
+    room, high = size_in_points(ax)
+    if ax.get_aspect() != "auto":  # the square will be in the middle of its slot
+        room = (room + min(room, high - above)) / 2
     width = artist.get_window_extent().width * 72 / ax.figure.dpi
-    artist.set_fontsize(max(6.0, artist.get_fontsize() * min(1.0, room / width)))
+    # Small letters are a little wider than in proportion.
+    artist.set_fontsize(max(6.0, artist.get_fontsize() * min(1.0, 0.95 * room / width)))
 
 
 def short(token: str, most: int = 14) -> str:
@@ -75,8 +89,10 @@ def token_ticks(axis: Axis, tokens: Sequence[str], *, what: str, first: int = 0)
     across = axis.axis_name == "x"
     if len(tokens) <= MOST_TOKEN_TICKS:
         labels = [short(token) for token in tokens]
-        room = size_in_points(axis.axes)[0 if across else 1] / max(1, len(tokens))
-        size = max(4.0, min(points(f"{axis.axis_name}tick.labelsize"), room / 1.1))
+        sizes = size_in_points(axis.axes)
+        square = axis.axes.get_aspect() != "auto"
+        room = (min(sizes) if square else sizes[0 if across else 1]) / len(tokens)
+        size = max(4.0, min(points(f"{axis.axis_name}tick.labelsize"), 0.8 * room))
         axis.set_ticks(range(first, first + len(tokens)), labels, fontsize=size)
         for label in axis.get_ticklabels():
             plain(label).set_rotation(90 if across else 0)
@@ -87,26 +103,82 @@ def token_ticks(axis: Axis, tokens: Sequence[str], *, what: str, first: int = 0)
         axis.set_label_text(f"{what} (text position, tokens)")
 
 
+def bare(ax: Axes) -> None:
+    """Take the frame away: beside a map it would look like one more column."""
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+
+
+def panels(count: int, columns: int | None = None) -> tuple[Figure, list[Axes]]:
+    """Return a new figure with ``count`` square panels, and the panels.
+
+    Without ``columns`` there are two rows from four panels on, and eight columns at most.
+    """
+    columns = columns or (count if count < 4 else min(-(-count // 2), 8))
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        figsize=(1.4 + 1.8 * columns, 0.8 + 1.9 * rows),
+        layout="constrained",
+    )
+    for spare in grid.flat[count:]:
+        spare.set_visible(False)
+    return figure, list(grid.flat[:count])
+
+
+def map_grid_labels(figure: Figure, heading: str, mappable: ScalarMappable, label: str) -> Colorbar:
+    """Give a grid of (query, key) maps its shared labels and one colour bar."""
+    figure.supxlabel("key (text position, tokens)", fontsize=points("axes.labelsize"))
+    figure.supylabel("query (text position, tokens)", fontsize=points("axes.labelsize"))
+    plain(figure.suptitle(heading, fontsize=points("axes.titlesize")))
+    bar = figure.colorbar(mappable, ax=figure.axes, fraction=0.03, aspect=30)
+    bar_label(bar, label, figure.get_figheight() * 72 - 50)
+    return bar
+
+
 def hatched_ground(ax: Axes, role: str = "masked") -> None:
     """Hatch an Axes under its data; it shows wherever the data leave cells out."""
     ground = Rectangle((0, 0), 1, 1, transform=ax.transAxes, zorder=-1, **role_style(role, ax))
     ax.add_patch(ground)
 
 
-def colour_bar(
-    ax: Axes, mappable: ScalarMappable, label: str, ticks: Sequence[float] | None = None
-) -> Colorbar:
+def draw_cells(ax: Axes, cells: np.ma.MaskedArray, **how: Any) -> AxesImage:
+    """Draw an array cell by cell, without a frame; where it is masked, the ground is hatched."""
+    hatched_ground(ax)
+    bare(ax)
+    return ax.imshow(cells, interpolation="nearest", **how)
+
+
+def colour_bar(ax: Axes, mappable: ScalarMappable, label: str, ticks: Sequence[float]) -> Colorbar:
     """Put a colour bar beside an Axes, as high as the Axes and owned by it."""
-    bar = ax.figure.colorbar(mappable, cax=ax.inset_axes([1.03, 0, 0.04, 1]), label=label)
-    bar.outline.set_visible(False)
-    if ticks is not None:
-        share_ticks(bar, ticks)
+    bar = ax.figure.colorbar(mappable, cax=bar_axes(ax))
+    bar_ticks(bar, ticks)
+    bar_label(bar, label, min(size_in_points(ax)))
     return bar
 
 
-def share_ticks(bar: Colorbar, ticks: Sequence[float]) -> None:
+def bar_label(bar: Colorbar, label: str, room: float) -> None:
+    """Label a colour bar, on two lines where one is longer than ``room`` points."""
+    bar.set_label(label)
+    text = bar.ax.yaxis.label
+    if text.get_window_extent().height * 72 / bar.ax.figure.dpi > room:
+        text.set_text(label.replace(" (", "\n(", 1))
+
+
+def bar_axes(ax: Axes) -> Axes:
+    """Return new Axes for a colour bar at the right of an Axes, which owns them; 10 points wide."""
+    point = 1 / min(size_in_points(ax))
+    return ax.inset_axes([1 + 8 * point, 0, 10 * point, 1])
+
+
+def bar_ticks(bar: Colorbar, ticks: Sequence[float]) -> None:
     """Put the ticks of a colour bar where its norm has them, with plain numbers."""
-    bar.set_ticks(list(ticks), labels=[f"{tick:g}" for tick in ticks])
+    bar.outline.set_visible(False)
+    bar.set_ticks(list(ticks), labels=[f"{tick:g}".replace("-", "−") for tick in ticks])
     bar.ax.yaxis.set_minor_locator(NullLocator())
 
 
@@ -114,89 +186,36 @@ def number(value: float) -> str:
     """Return a perplexity with the digits that matter.
 
     Example:
-        >>> number(12.34), number(1234.5), number(123456.0)
-        ('12.3', '1,234', '1.2e+05')
+        >>> number(1.234), number(12.34), number(1234.5), number(123456.0)
+        ('1.23', '12.3', '1,234', '1.2e+05')
     """
+    if value < 10:
+        return f"{value:.2f}"
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}" if value < 1e5 else f"{value:.1e}"
 
 
-def log_positions(ax: Axes, first: float, last: float) -> None:
+def log_positions(ax: Axes, first: int, last: int) -> None:
     """Give the x axis a logarithmic scale with plain whole numbers: 1, 4, 16 ... tokens."""
     ax.set_xscale("log", base=2)
     ax.set_xlim(first, last)
     exponents = np.arange(np.ceil(np.log2(first)), np.floor(np.log2(last)) + 1)
-    step = int(np.ceil(len(exponents) / 7))
+    fits = max(2, size_in_points(ax)[0] // (6 * points("xtick.labelsize")))
+    step = int(np.ceil(len(exponents) / fits))
     ax.xaxis.set_major_locator(FixedLocator(2.0 ** exponents[::step]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def spread(wanted: Sequence[float], gap: float) -> np.ndarray:
-    """Return heights at least ``gap`` apart and as near as can be to the wanted ones.
+def count_ticks(axis: Axis, count: int, offset: float = 0.0) -> None:
+    """Number layers or heads 0, 1, 2 ..., leaving out what does not fit.
 
     Args:
-        wanted: heights in [0, 1], in any order.
-        gap: smallest distance between neighbours.
-
-    Returns:
-        Heights in [0, 1] in the same order; evenly spaced where they do not all fit.
-
-    Example:
-        >>> spread([0.5, 0.5, 0.9], 0.2).round(2).tolist()
-        [0.4, 0.6, 0.9]
+        axis: the x or y axis; number i is drawn at coordinate ``i + offset``.
+        count: how many there are.
+        offset: of the tick from the number, cells.
     """
-    wanted = np.asarray(wanted, dtype=float)
-    order = np.argsort(wanted, kind="stable")
-    gap = min(gap, 1 / max(1, len(wanted) - 1))
-    # Without the gaps this is a monotone regression: pool neighbours that are out of order.
-    pools: list[list[float]] = []
-    for value in wanted[order] - gap * np.arange(len(wanted)):
-        pools.append([value])
-        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
-            last = pools.pop()
-            pools[-1] += last
-    level = np.array([np.mean(pool) for pool in pools for _ in pool])
-    placed = level.clip(0, 1 - gap * (len(wanted) - 1)) + gap * np.arange(len(wanted))
-    result = np.empty_like(placed)
-    result[order] = placed
-    return result
-
-
-def label_ends(
-    ax: Axes, entries: Sequence[tuple[float, str, dict[str, Any]]], header: str = ""
-) -> None:
-    """Name curves at the right edge; each label begins with a sample of its line.
-
-    Args:
-        ax: with its final limits.
-        entries: (height of the curve at its end in data units, label, style) per curve.
-        header: what the labels say, above them.
-    """
-    _, high = size_in_points(ax)
-    rows = len(entries) + bool(header)
-    size = max(5.0, min(points("legend.fontsize"), 0.95 * high / (LINE * rows)))
-    gap = LINE * size / (0.9 * high)
-    ends = [
-        float(np.clip(ax.transAxes.inverted().transform(ax.transData.transform((1, y)))[1], 0, 1))
-        for y, _, _ in entries
-    ]
-    top = 1 - gap if header else 1.0
-    places = spread(np.array(ends) / top, gap / top) * top
-    for (_, text, style), end, place in zip(entries, ends, places, strict=True):
-        leader = LineCollection(
-            [[(1.005, end), (1.03, place), (1.10, place)]],
-            colors=[style["color"]],
-            linestyles=[style.get("linestyle", "-")],
-            linewidths=[style.get("linewidth", 1.5)],
-            transform=ax.transAxes,
-            clip_on=False,
-        )
-        ax.add_collection(leader, autolim=False)
-        plain(
-            ax.text(
-                1.12, place, text, transform=ax.transAxes, va="center", size=size, color=ink(ax)
-            )
-        )
-    if header:
-        above = max(places) + gap
-        ax.text(1.12, above, header, transform=ax.transAxes, va="center", size=size, style="italic")
+    across = axis.axis_name == "x"
+    cell = size_in_points(axis.axes)[0 if across else 1] / count
+    need = points(f"{axis.axis_name}tick.labelsize") * (2.4 if across else 1.4)
+    shown = range(0, count, max(1, int(np.ceil(need / cell))))
+    axis.set_ticks([one + offset for one in shown], [str(one) for one in shown], rotation=0)

@@ -5,18 +5,26 @@ Knows nothing about models.
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sinkviz.plots._parts import axes_or_new, hatched_ground, label_ends, points, title
+from sinkviz.plots._labels import label_ends
+from sinkviz.plots._parts import (
+    axes_or_new,
+    bar_ticks,
+    draw_cells,
+    map_grid_labels,
+    panels,
+    title,
+)
 from sinkviz.positions import alibi_bias, alibi_slopes
-from sinkviz.style import BIAS_SCALE, COLOURS, bias_map, bias_norm
+from sinkviz.style import BIAS_SCALE, COLOURS, bias_map, bias_norm, line_scale
 
-MOST_LABELS = 12
+MOST_LABELS = 8
 
 
 def _slope(slope: float) -> str:
@@ -25,7 +33,7 @@ def _slope(slope: float) -> str:
     return f"1/{round(inverse)}" if abs(inverse - round(inverse)) < 1e-4 else f"{slope:.3g}"
 
 
-def _checked(n_heads: int, length: int) -> np.ndarray:
+def _checked_slopes(n_heads: int, length: int) -> Float[np.ndarray, " head"]:
     if length < 2:
         raise ValueError(f"length must be at least 2 tokens, got {length}")
     return alibi_slopes(n_heads).numpy()
@@ -35,7 +43,7 @@ def plot_alibi(n_heads: int = 8, length: int = 32, *, ax: Axes | None = None) ->
     """Draw in one Axes the ALiBi bias of every head against the distance to the key.
 
     Args:
-        n_heads: heads, at least 1; with more than 12, every n-th line is labelled.
+        n_heads: heads, at least 1; with more than 8, every n-th line is labelled.
         length: distances 0 to ``length - 1``, tokens; at least 2.
         ax: where to draw; a new figure where not given.
 
@@ -52,25 +60,24 @@ def plot_alibi(n_heads: int = 8, length: int = 32, *, ax: Axes | None = None) ->
         >>> [line.get_ydata().tolist() for line in ax.lines]
         [[-0.0, -0.0625, -0.125], [-0.0, -0.00390625, -0.0078125]]
     """
-    slopes = _checked(n_heads, length)
+    slopes = _checked_slopes(n_heads, length)
     distance = torch.arange(length)
     bias = alibi_bias(torch.from_numpy(slopes), distance).numpy()
     ax = axes_or_new(ax)
-    style = {"color": COLOURS["recent"], "linewidth": 1.8}
+    style = {"color": COLOURS["recent"], "linewidth": 1.8 * line_scale(ax)}
     for head in range(n_heads):
         ax.plot(distance.numpy(), bias[head], label=f"head {head}", **style)
     ax.set_xlim(0, length - 1)
     ax.set_ylim(bias.min() * 1.03, -bias.min() * 0.03)
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    ax.set(xlabel="distance from query back to key (tokens)", ylabel="bias on the score (nats)")
+    ax.set(xlabel="distance to the key (tokens)", ylabel="bias on the score (nats)")
     ax.spines[["top", "right"]].set_visible(False)
-    title(ax, f"ALiBi, {n_heads} heads: bias = -slope x distance")
     named = np.unique(np.linspace(0, n_heads - 1, min(n_heads, MOST_LABELS)).round().astype(int))
-    label_ends(
-        ax,
-        [(bias[head, -1], f"head {head}: {_slope(slopes[head])}", style) for head in named],
-        header="slope",
-    )
+    ends = [
+        (float(bias[head, -1]), f"{head}: {_slope(float(slopes[head]))}", style) for head in named
+    ]
+    above = label_ends(ax, ends, header="head: slope")
+    title(ax, f"ALiBi, {n_heads} heads: bias = −slope × distance", above)
     return ax
 
 
@@ -94,47 +101,26 @@ def grid_alibi(n_heads: int = 8, length: int = 32) -> Figure:
         >>> [ax.get_title(loc="left") for ax in figure.axes[:2]]
         ['head 0: 1/16', 'head 1: 1/256']
     """
-    slopes = _checked(n_heads, length)
+    slopes = _checked_slopes(n_heads, length)
     if n_heads > 32:
         raise ValueError(f"n_heads must be at most 32 for matrices, got {n_heads}; use plot_alibi")
     position = torch.arange(length)
     distance = position[:, None] - position
     bias = alibi_bias(torch.from_numpy(slopes), distance).numpy()
     future = distance.numpy() < 0
-    columns = min(4 if n_heads <= 12 else 8, n_heads)
-    rows = -(-n_heads // columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        figsize=(1.2 + 1.7 * columns, 0.7 + 1.8 * rows),
-        layout="constrained",
-    )
+    figure, axes = panels(n_heads)
     largest = float(slopes.max() * (length - 1))
-    norm = bias_norm(largest, linear=min(2.0**-4, largest / 2))
-    for head, ax in enumerate(grid.flat):
-        if head >= n_heads:
-            ax.set_visible(False)
-            continue
-        hatched_ground(ax)
+    linear = min(2.0**-4, largest / 2)
+    norm = bias_norm(largest, linear=linear)
+    for head, ax in enumerate(axes):
         cells = np.ma.masked_array(bias[head], mask=future)
-        image = ax.imshow(cells, cmap=bias_map(), norm=norm, interpolation="nearest")
-        title(ax, f"head {head}: {_slope(slopes[head])}")
-        ax.set_xticks([0, length - 1])
-        ax.set_yticks([0, length - 1])
-    figure.supxlabel("key (text position, tokens)", fontsize=points("axes.labelsize"))
-    figure.supylabel("query (text position, tokens)", fontsize=points("axes.labelsize"))
-    figure.suptitle("ALiBi: slope of each head", fontsize=points("axes.titlesize"))
-    bar = figure.colorbar(
-        image,
-        ax=list(grid.flat),
-        label=f"bias (nats, {BIAS_SCALE})",
-        fraction=0.03,
-        aspect=30,
-    )
-    bar.outline.set_visible(False)
+        image = draw_cells(ax, cells, cmap=bias_map(ax), norm=norm)
+        title(ax, f"head {head}: {_slope(float(slopes[head]))}")
+        ax.set(xticks=[0, length - 1], yticks=[0, length - 1])
+    heading = "ALiBi: slope of each head"
+    bar = map_grid_labels(figure, heading, image, f"bias (nats, {BIAS_SCALE})")
+    steps = linear * 4.0 ** np.arange(np.floor(np.log2(largest / linear) / 2) + 1)
+    bar_ticks(bar, [0.0, *-steps, -largest])
     # The map is centred on 0, and no bias is positive: show the half that occurs.
     bar.ax.set_ylim(-largest, 0)
     return figure

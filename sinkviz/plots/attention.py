@@ -9,26 +9,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from sinkviz.plots._parts import (
     axes_or_new,
+    bar_ticks,
+    bare,
     colour_bar,
-    hatched_ground,
-    points,
-    share_ticks,
+    draw_cells,
+    map_grid_labels,
+    panels,
     title,
     token_ticks,
 )
 from sinkviz.records import Trace
-from sinkviz.style import (
-    ATTENTION_SCALE,
-    ATTENTION_TICKS,
-    attention_map,
-    attention_norm,
-    paper,
-)
+from sinkviz.style import ATTENTION_SCALE, ATTENTION_TICKS, attention_map, attention_norm, paper
 
-MOST_CELLS = 320
+MOST_CELLS = 160
 MOST_THUMBNAIL_CELLS = 48
 
 
@@ -71,15 +68,8 @@ def _share(trace: Trace, layer: int, head: int, n: int = 1) -> float:
     return float(weights[n:, :n].sum(-1).mean())
 
 
-def _draw(ax: Axes, weights: np.ma.MaskedArray, extent: tuple[float, float, float, float]):
-    hatched_ground(ax)
-    return ax.imshow(
-        weights,
-        cmap=attention_map(),
-        norm=attention_norm(),
-        extent=extent,
-        interpolation="nearest",
-    )
+def _draw(ax: Axes, cells: np.ma.MaskedArray, extent: tuple[float, ...]) -> AxesImage:
+    return draw_cells(ax, cells, cmap=attention_map(ax), norm=attention_norm(), extent=extent)
 
 
 def plot_attention(
@@ -88,7 +78,7 @@ def plot_attention(
     """Draw the attention map of one head in one Axes: rows are queries, columns are keys.
 
     The future is hatched. All maps share one colour scale, the square root of the share from 0
-    to 1. A map of more than 320 tokens is drawn in square blocks, each with its largest weight.
+    to 1. A map of more than 160 tokens is drawn in square blocks, each with its largest weight.
 
     Args:
         trace: holds the map of that head.
@@ -125,7 +115,7 @@ def plot_attention(
     image = _draw(ax, cells, (hide - 0.5, edge, edge, hide - 0.5))
     label = f"attention (share, {ATTENTION_SCALE})"
     if hide:
-        title(ax, f"layer {layer}, head {head} without the {first} ({taken * 100:.0f} %)")
+        title(ax, f"layer {layer}, head {head} without the {first}: {(1 - taken) * 100:.0f} % left")
         label = f"share of the rest ({ATTENTION_SCALE})"
     else:
         title(ax, f"layer {layer}, head {head}: the {first} takes {taken * 100:.0f} %")
@@ -164,51 +154,30 @@ def grid_attention(trace: Trace, layer: int | None = None) -> Figure:
         >>> grid_attention(trace, layer=0).axes[0].get_title(loc="left")
         'head 0: 95 %'
     """
+    if layer is not None and not -trace.n_layers <= layer < trace.n_layers:
+        raise IndexError(f"layer must be in 0..{trace.n_layers - 1}, got {layer}")
     if trace.heads is None:
         if layer is None:
             return _mosaic(trace)
-        trace.map(layer, 0)
         pairs = [(layer % trace.n_layers, head) for head in range(trace.n_heads)]
     else:
         kept = [tuple(pair) for pair in trace.heads]
         pairs = kept if layer is None else [p for p in kept if p[0] == layer % trace.n_layers]
         if not pairs:
             raise ValueError(f"this trace kept the maps of {kept}, none of layer {layer}")
-    columns = min(len(pairs), 4 if len(pairs) <= 12 else 8)
-    rows = -(-len(pairs) // columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        figsize=(1.0 + 1.7 * columns, 0.7 + 1.8 * rows),
-        layout="constrained",
-    )
+    figure, axes = panels(len(pairs))
     length = len(trace.tokens)
-    for ax, (one, head) in zip(grid.flat, pairs, strict=False):
+    for ax, (one, head) in zip(axes, pairs, strict=True):
         cells, block = _shrunk(_head_map(trace, one, head), MOST_CELLS)
         edge = block * len(cells) - 0.5
         image = _draw(ax, cells, (-0.5, edge, edge, -0.5))
         name = f"head {head}" if layer is not None else f"layer {one}, head {head}"
         title(ax, f"{name}: {_share(trace, one, head) * 100:.0f} %")
-        ax.set_xticks([0, length - 1])
-        ax.set_yticks([0, length - 1])
-    for ax in grid.flat[len(pairs) :]:
-        ax.set_visible(False)
-    figure.supxlabel("key (text position, tokens)", fontsize=points("axes.labelsize"))
-    figure.supylabel("query (text position, tokens)", fontsize=points("axes.labelsize"))
+        ax.set(xticks=[0, length - 1], yticks=[0, length - 1])
     where = "" if layer is None else f"layer {layer % trace.n_layers}: "
-    figure.suptitle(f"{where}share that the first token takes", fontsize=points("axes.titlesize"))
-    bar = figure.colorbar(
-        image,
-        ax=list(grid.flat),
-        label=f"attention (share, {ATTENTION_SCALE})",
-        fraction=0.03,
-        aspect=30,
-    )
-    bar.outline.set_visible(False)
-    share_ticks(bar, ATTENTION_TICKS)
+    heading = f"{where}share that the first token takes"
+    bar = map_grid_labels(figure, heading, image, f"attention (share, {ATTENTION_SCALE})")
+    bar_ticks(bar, ATTENTION_TICKS)
     return figure
 
 
@@ -220,20 +189,28 @@ def _mosaic(trace: Trace) -> Figure:
         for layer in range(layers)
     ]
     size = len(tiles[0][0])
-    wide = float(np.clip(0.9 * heads, 4.0, 11.0))
+    street = 1 + size // 16
+    pitch = size + street
+    shape = (layers * pitch - street, heads * pitch - street)
+    mosaic = np.ma.masked_array(np.zeros(shape), mask=True)
+    for layer, row in enumerate(tiles):
+        for head, tile in enumerate(row):
+            top, left = layer * pitch, head * pitch
+            mosaic[top : top + size, left : left + size] = tile
+    wide = float(np.clip(heads, 4.0, 11.0))
     figure, ax = plt.subplots(
-        figsize=(wide + 1.2, wide * layers / heads + 0.8), layout="constrained"
+        figsize=(wide + 1.2, wide * layers / heads + 0.9), layout="constrained"
     )
-    mosaic = np.ma.concatenate([np.ma.concatenate(row, axis=1) for row in tiles])
-    image = _draw(ax, mosaic, (-0.5, heads - 0.5, layers - 0.5, -0.5))
-    # Streets in the colour of the paper keep the tiles apart.
-    ax.set_xticks(np.arange(heads + 1) - 0.5, minor=True)
-    ax.set_yticks(np.arange(layers + 1) - 0.5, minor=True)
-    ax.grid(which="minor", color=paper(ax), linewidth=3)
-    ax.spines[:].set_visible(False)
-    ax.tick_params(which="both", length=0)
-    for axis, count in ((ax.xaxis, heads), (ax.yaxis, layers)):
-        axis.set_ticks(range(0, count, 1 + count // 24))
+    height, width = mosaic.shape
+    image = _draw(ax, mosaic, (0.0, float(width), float(height), 0.0))
+    # Streets in the colour of the paper keep the tiles apart; they cover no data.
+    for n, span in ((layers, ax.axhspan), (heads, ax.axvspan)):
+        for one in range(1, n):
+            span(one * pitch - street, one * pitch, facecolor=paper(ax), linewidth=0)
+    bare(ax)
+    for axis, n in ((ax.xaxis, heads), (ax.yaxis, layers)):
+        shown = range(0, n, 1 + n // 24)
+        axis.set_ticks([one * pitch + size / 2 for one in shown], [str(one) for one in shown])
     ax.set(xlabel="head (columns of a tile: keys)", ylabel="layer (rows of a tile: queries)")
     title(ax, f"attention maps of {layers} x {heads} heads, {len(trace.tokens)} tokens")
     colour_bar(ax, image, f"attention (share, {ATTENTION_SCALE})", ATTENTION_TICKS)

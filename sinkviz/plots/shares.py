@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import numpy as np
 import seaborn
+from jaxtyping import Bool
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from sinkviz.metrics import ROLES, SINK_EPSILON
+from sinkviz.plots._labels import legend
 from sinkviz.plots._parts import (
     MOST_TOKEN_TICKS,
     axes_or_new,
-    share_ticks,
+    bar_axes,
+    bar_label,
+    bar_ticks,
+    bare,
+    count_ticks,
     short,
     size_in_points,
     title,
@@ -52,6 +57,7 @@ def plot_sink_map(
 
     Raises:
         IndexError: the text has no such key.
+        ValueError: the received attention is not (layer, head, key).
 
     Source: Gu et al. 2024, arXiv 2410.10781, equation 7 (sink rate).
 
@@ -63,6 +69,8 @@ def plot_sink_map(
         >>> plot_sink_map(trace).get_title(loc="left")
         'sink rate 50 %: 1 of 2 heads above 0.3'
     """
+    if trace.received.ndim != 3:
+        raise ValueError(f"received must be (layer, head, key), got shape {trace.received.shape}")
     length = trace.received.shape[-1]
     if not -length <= key < length:
         raise IndexError(f"key must be a text position in 0..{length - 1}, got {key}")
@@ -71,28 +79,30 @@ def plot_sink_map(
     above = shares > epsilon
     ax = axes_or_new(ax)
     room = min(size / n for size, n in zip(size_in_points(ax), (heads, layers), strict=True))
-    bar_ax = ax.inset_axes([1.03, 0, 0.04, 1])
     seaborn.heatmap(
         shares,
         ax=ax,
-        cmap=attention_map(),
+        cmap=attention_map(ax),
         norm=attention_norm(),
         annot=np.round(100 * shares) if max(layers, heads) <= 12 and room > 12 else None,
         fmt=".0f",
         annot_kws={"size": min(10.0, 0.42 * room)},
+        xticklabels=False,
+        yticklabels=False,
         linewidths=0.5 if room > 8 else 0,
         linecolor=ax.get_facecolor(),
-        cbar_ax=bar_ax,
-        cbar_kws={"label": f"received attention (mean share, {ATTENTION_SCALE})"},
+        cbar_ax=bar_axes(ax),
     )
     bar = ax.collections[0].colorbar
-    share_ticks(bar, ATTENTION_TICKS)
+    bar_ticks(bar, ATTENTION_TICKS)
+    bar_label(bar, f"received attention (mean share, {ATTENTION_SCALE})", size_in_points(ax)[1])
     _frame(ax, above, room)
     bar.ax.axhline(epsilon, color="black", linewidth=1.6)
     bar.ax.axhline(epsilon, color="white", linewidth=0.6)
     ax.set(xlabel="head", ylabel="layer")
-    ax.tick_params(length=0)
-    ax.tick_params(axis="both", labelrotation=0)
+    bare(ax)
+    count_ticks(ax.xaxis, heads, offset=0.5)
+    count_ticks(ax.yaxis, layers, offset=0.5)
     whom = "" if key == 0 else f" for token {key % length} ({short(trace.tokens[key])})"
     title(
         ax,
@@ -102,15 +112,15 @@ def plot_sink_map(
     return ax
 
 
-def _frame(ax: Axes, marked: np.ndarray, room: float) -> None:
+def _frame(ax: Axes, marked: Bool[np.ndarray, "layer head"], room: float) -> None:
     """Draw a line around the marked cells, dark in light so that it shows on every colour."""
     padded = np.pad(marked, 1)
     rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
     lines = [[(x, y), (x + 1, y)] for y, x in zip(rows, columns, strict=True)]
     rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
     lines += [[(x, y), (x, y + 1)] for y, x in zip(rows, columns, strict=True)]
-    width = float(np.clip(room / 12, 1.0, 2.2))
-    for colour, extra in (("white", 1.6), ("black", 0.0)):
+    width = float(np.clip(room / 12, 0.7, 2.2))
+    for colour, extra in (("white", min(1.6, width)), ("black", 0.0)):
         ax.add_collection(
             LineCollection(
                 lines,
@@ -177,25 +187,24 @@ def plot_mass(trace: Trace, *, over: str = "layers", ax: Axes | None = None) -> 
             ax.fill_between(places, bottom, bottom + height, label=label, **look)
         handles.append(Patch(label=label, **look))
         bottom = bottom + height
-    # Not over the data, and in the order of the stack.
-    ax.legend(handles=handles[::-1], loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False)
-    ax.set(ylim=(0, 1), ylabel="share of attention (mean over heads)")
+    above = legend(ax, handles[::-1])  # in the order of the stack
+    ax.set(ylim=(0, 1), yticks=np.linspace(0, 1, 6), ylabel="mean share of attention")
     ax.spines[["top", "right"]].set_visible(False)
     if over == "layers":
         ax.set_xlabel("layer")
-        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        count_ticks(ax.xaxis, len(shares))
     else:
         token_ticks(ax.xaxis, trace.tokens, what="query")
     ax.set_xlim(*((-0.6, len(shares) - 0.4) if bars else (0, len(shares) - 1)))
     taken = shares[:, ROLES.index("sink")].mean() * 100
     first = "first token takes" if trace.n_sink == 1 else f"first {trace.n_sink} tokens take"
-    title(ax, f"the {first} {taken:.0f} % of the attention")
+    title(ax, f"the {first} {taken:.0f} % of the attention", above)
     return ax
 
 
 def _role_label(role: str, trace: Trace) -> str:
     sizes = {
-        "sink": f"sink (first {trace.n_sink})",
+        "sink": "sink (first token)" if trace.n_sink == 1 else f"sink (first {trace.n_sink})",
         "recent": f"recent (last {trace.n_recent})",
         "null": "null (nowhere)",
     }

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from sinkviz.plots._parts import axes_or_new, hatched_ground, title
+from sinkviz.plots._labels import legend
+from sinkviz.plots._parts import axes_or_new, bare, hatched_ground, panels, points, title
 from sinkviz.policies import Policy, visibility
 from sinkviz.style import COLOURS, paper, policy_name, role_style
 
 ROLES_SEEN = ("sink", "recent", "evicted", "future")
 
 
-def _roles(policy: Policy, length: int) -> np.ndarray:
+def _roles(policy: Policy, length: int) -> Int[np.ndarray, "query key"]:
     """Return the role of each key for each query, as an index into ``ROLES_SEEN``."""
     if length < 1:
         raise ValueError(f"length must be at least 1 token, got {length}")
@@ -31,8 +32,8 @@ def _roles(policy: Policy, length: int) -> np.ndarray:
     return np.where(key > query, 3, np.where(~seen, 2, np.where(key < policy.n_sink, 0, 1)))
 
 
-def _draw(ax: Axes, policy: Policy, length: int) -> np.ndarray:
-    roles = _roles(policy, length)
+def _draw(ax: Axes, roles: Int[np.ndarray, "query key"]) -> None:
+    length = len(roles)
     hatched_ground(ax, "evicted")
     future = role_style("future", ax)["facecolor"]
     # Evicted cells are left out, so that the hatch shows.
@@ -48,12 +49,10 @@ def _draw(ax: Axes, policy: Policy, length: int) -> np.ndarray:
         linewidth=0.6,
     )
     ax.set(aspect="equal", xlim=(-0.5, length - 0.5), ylim=(length - 0.5, -0.5))
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
+    bare(ax)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set(xlabel="key (text position, tokens)", ylabel="query (text position, tokens)")
-    return roles
 
 
 def _handles(ax: Axes, codes: set[int], dense: bool = False) -> list[Patch]:
@@ -87,17 +86,13 @@ def plot_visibility(policy: Policy, length: int = 24, *, ax: Axes | None = None)
         >>> ax.collections[0].get_array().reshape(3, 3).tolist()  # 0 sink, 1 recent, 2 evicted
         [[0, 3, 3], [0, 1, 3], [0, 2, 1]]
     """
+    roles = _roles(policy, length)
     ax = axes_or_new(ax)
-    roles = _draw(ax, policy, length)
+    _draw(ax, roles)
     most = policy.cache_size
     holds = "every earlier key" if most is None else f"at most {most} keys"
-    title(ax, f"{policy_name(policy)}: a query sees {holds}")
-    ax.legend(
-        handles=_handles(ax, set(roles.flat), most is None),
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.02),
-        frameon=False,
-    )
+    above = legend(ax, _handles(ax, set(roles.ravel().tolist()), most is None))
+    title(ax, f"{policy_name(policy)}: sees {holds}", above)
     return ax
 
 
@@ -109,7 +104,7 @@ def grid_visibility(policies: Sequence[Policy], length: int = 24) -> Figure:
         length: tokens of the text, at least 1.
 
     Returns:
-        The figure, with one legend below the panels.
+        The figure, with one legend above the panels.
 
     Raises:
         ValueError: there is no policy, or ``length`` is below 1.
@@ -122,25 +117,18 @@ def grid_visibility(policies: Sequence[Policy], length: int = 24) -> Figure:
     """
     if not policies:
         raise ValueError("no policies to draw; give at least one, such as [Dense(), Window(8)]")
-    columns = min(4, len(policies))
-    rows = -(-len(policies) // columns)
-    figure, grid = plt.subplots(
-        rows,
-        columns,
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        figsize=(0.6 + 2.5 * columns, 0.9 + 2.5 * rows),
-        layout="constrained",
-    )
-    codes: set[int] = set()
-    for ax, policy in zip(grid.flat, policies, strict=False):
-        codes |= set(_draw(ax, policy, length).flat)
+    drawn = [_roles(policy, length) for policy in policies]
+    figure, axes = panels(len(policies), columns=min(4, len(policies)))
+    for ax, policy, roles in zip(axes, policies, drawn, strict=True):
+        _draw(ax, roles)
         title(ax, policy_name(policy))
-        ax.label_outer()
-    for ax in grid.flat[len(policies) :]:
-        ax.set_visible(False)
+        ax.set(xlabel="", ylabel="")
+    figure.supxlabel("key (text position, tokens)", fontsize=points("axes.labelsize"))
+    figure.supylabel("query (text position, tokens)", fontsize=points("axes.labelsize"))
     figure.legend(
-        handles=_handles(grid[0, 0], codes), loc="outside lower center", ncols=4, frameon=False
+        handles=_handles(axes[0], set(np.concatenate(drawn).ravel().tolist())),
+        loc="outside upper center",
+        ncols=4,
+        frameon=False,
     )
     return figure
