@@ -1,29 +1,48 @@
-"""See attention sinks, and run a language model forever."""
+"""See attention sinks, and run a language model forever.
 
-from sinkviz.caches import SinkCache
-from sinkviz.capture import capture
-from sinkviz.models import LM, bundled, load
-from sinkviz.policies import Dense, Recompute, SinkWindow, Window, visibility
-from sinkviz.records import StreamRun, Trace
-from sinkviz.streaming import Step, compare, score, stream
+The public names, nothing else. Each is imported when it is first asked for, so that the command
+line answers at once and a figure needs no model.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "LM",
-    "Dense",
-    "Recompute",
-    "SinkCache",
-    "SinkWindow",
-    "Step",
-    "StreamRun",
-    "Trace",
-    "Window",
-    "bundled",
-    "capture",
-    "compare",
-    "load",
-    "score",
-    "stream",
-    "visibility",
-]
+_ROOMS = {
+    "caches": ["SinkCache"],
+    "capturing": ["capture"],
+    "checks": ["check"],
+    "models": ["LM", "bundled", "load"],
+    "plots": [
+        "grid_alibi",
+        "grid_attention",
+        "grid_visibility",
+        "plot_alibi",
+        "plot_attention",
+        "plot_mass",
+        "plot_nll",
+        "plot_sink_map",
+        "plot_sink_sizes",
+        "plot_visibility",
+    ],
+    "policies": ["Dense", "Recompute", "SinkWindow", "Window", "visibility"],
+    "records": ["StreamRun", "Trace"],
+    "streaming": ["Step", "compare", "score", "stream"],
+    "widgets": ["SideBySide", "SinkSlider"],
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sinkviz' has no attribute {name!r}")
+    value = getattr(import_module(f"sinkviz.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from sinkviz.caches import SinkCache
-from sinkviz.capture import capture
+from sinkviz.capturing import capture
 from sinkviz.forward import forward
 from sinkviz.models import LM, load, untouched
 from sinkviz.policies import Dense, SinkWindow, Window

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sinkviz.capture import capture
+from sinkviz.capturing import capture
 from sinkviz.experiments import forgetting_from, measure, tidy, x_plus_y
 from sinkviz.metrics import SINK_EPSILON, sink_rate
 from sinkviz.models import LM, load

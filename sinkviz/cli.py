@@ -20,6 +20,7 @@ from sinkviz.terminal import INTERRUPTED, PlainErrors, say, show
 if TYPE_CHECKING:
     from sinkviz.models import LM
     from sinkviz.policies import Policy
+    from sinkviz.records import StreamRun
     from sinkviz.streaming import Step
 
 POLICIES = "dense,0+64,4+60,recompute:64"
@@ -144,6 +145,10 @@ def score(
     policies: Policies = POLICIES,
     tokens: Tokens = 20_000,
     skip: Skip = 0,
+    figure: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also draw nll along the text, as .png or .svg."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure how well a model predicts a text when its cache forgets.
@@ -158,6 +163,8 @@ def score(
     lm = _load(model)
     ids = _read(lm, text, tokens, skip)
     runs = measure(lm, ids, chosen, progress=sys.stderr.isatty())
+    if figure is not None:
+        _draw(runs, lm.train_length, figure)
     forgetting = forgetting_from(runs)
     document = {
         "model": lm.name,
@@ -318,6 +325,22 @@ def train(
 
 
 @app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(help="The model's folder, as sinkviz train wrote it.")],
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Measure on this. [default: books:valid, or stories]"),
+    ] = None,
+    tokens: Tokens = 20_000,
+) -> None:
+    """Measure a trained model and write its card.md."""
+    from sinkviz.cards import write_card
+
+    path = write_card(folder, n_tokens=tokens, text=text, progress=sys.stderr.isatty())
+    say(f"wrote {path}")
+
+
+@app.command()
 def bench(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="The benchmark; see --list.")
@@ -339,6 +362,21 @@ def bench(
     if name not in BENCHES:
         raise ValueError(f"no benchmark {name!r}; known are {', '.join(BENCHES)}")
     show({"bench": name, "rows": list(BENCHES[name]())}, name, as_json)
+
+
+def _draw(runs: list[StreamRun], train_length: int | None, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from sinkviz.plots import plot_nll
+
+    drawn, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    plot_nll(runs, train_length=train_length, ax=ax)
+    drawn.savefig(path, dpi=160)
+    plt.close(drawn)
+    say(f"drew {path}")
 
 
 def _policies(text: str, most: int | None = None) -> list[Policy]:

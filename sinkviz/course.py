@@ -85,7 +85,8 @@ def copy_course(folder: str | Path, *, replace: bool = False) -> Copied:
 def serve(folder: str | Path, *, port: int, browser: bool, options: Iterable[str] = ()) -> int:
     """Become JupyterLab on the first notebook in ``folder``.
 
-    Nothing is fetched: JupyterLab's news and its look for updates are off.
+    JupyterLab neither asks for news nor looks for updates (``lab_settings/overrides.json``), unless
+    the user's own settings say so.
 
     Args:
         folder: with the notebooks.
@@ -97,8 +98,8 @@ def serve(folder: str | Path, *, port: int, browser: bool, options: Iterable[str
         JupyterLab's exit code, on systems where a process cannot become another one.
     """
     command = [sys.executable, "-m", "jupyterlab", str(Path(folder) / FIRST)]
-    command += [f"--ServerApp.port={port}", "--LabApp.news_url=None"]
-    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    settings = Path(__file__).parent / "lab_settings"
+    command += [f"--ServerApp.port={port}", f"--LabApp.app_settings_dir={settings}"]
     command += [] if browser else ["--no-browser"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         # Containers run as root. Jupyter listens to this machine only, and asks for its token.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from sinkviz.capture import capture
+from sinkviz.capturing import capture
 from sinkviz.experiments import forgetting_from, four_methods, measure, tidy, x_plus_y
 from sinkviz.metrics import SINK_EPSILON, sink_rate
 from sinkviz.models import LM, Text

@@ -7,7 +7,7 @@ import pytest
 import torch
 from reference import tiny_classroom, tiny_llama
 
-from sinkviz.capture import capture
+from sinkviz.capturing import capture
 from sinkviz.metrics import ROLES, entropy, mass, received_attention
 from sinkviz.models import untouched
 from sinkviz.records import Trace

@@ -1,0 +1,246 @@
+"""Two sliders, the sinks and the recent tokens, and at once what a text costs under that cache."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import traitlets
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sinkviz.metrics import ROLES
+from sinkviz.models import LM, Text
+from sinkviz.plots.runs import _running_mean, plot_nll
+from sinkviz.policies import Dense, Policy, SinkWindow, Window
+from sinkviz.records import StreamRun
+from sinkviz.streaming import score
+from sinkviz.style import COLOURS, STACK, faint, ink, role_style
+from sinkviz.widgets.common import Widget, as_bytes, finite, module, sentence
+
+
+def policy_of(n_sink: int, n_recent: int) -> Policy:
+    """Return the policy of a setting; no sink at all is window attention.
+
+    Example:
+        >>> policy_of(4, 60), policy_of(0, 64)
+        (SinkWindow(n_sink=4, n_recent=60), Window(n_recent=64))
+    """
+    return SinkWindow(n_sink, n_recent) if n_sink else Window(n_recent)
+
+
+class SinkSlider(Widget):
+    """Move ``n_sink`` and ``n_recent`` and see how well the model still predicts a text.
+
+    Shows the running mean of the nll along the text beside full attention and the setting it
+    began with, the perplexity after eviction for every ``n_sink`` tried so far, and where the
+    attention goes by role. Every setting is scored once and remembered.
+
+    Args:
+        lm: the language model; it is left exactly as it was.
+        text: text or ids; the first ``n_tokens`` of it are used.
+        n_sink: first tokens kept, at the start; 0 is window attention.
+        n_recent: most recent tokens kept, at the start.
+        max_sink: end of the sinks' slider, tokens.
+        max_recent: end of the other slider, tokens; the training length where not given.
+        n_tokens: longest text to score, tokens; more takes longer to answer.
+
+    Raises:
+        ValueError: the text is empty or has one token, a number is out of its range, or the model
+            has absolute positions, for which no window is defined.
+
+    Example:
+        >>> import sinkviz as sv
+        >>> sv.SinkSlider(sv.load("classroom-rope"), "Once upon a time " * 50)  # doctest: +SKIP
+    """
+
+    _esm = module("sink_slider")
+
+    n_sink = traitlets.Int().tag(sync=True)
+    n_recent = traitlets.Int().tag(sync=True)
+    max_sink = traitlets.Int().tag(sync=True)
+    max_recent = traitlets.Int().tag(sync=True)
+    lm_name = traitlets.Unicode().tag(sync=True)
+    n_tokens = traitlets.Int(help="length of the text").tag(sync=True)
+    train_length = traitlets.Int(help="of the model; 0 is unknown").tag(sync=True)
+    window = traitlets.Int(help="tokens that a point of a curve is the mean of").tag(sync=True)
+    roles = traitlets.List(traitlets.Unicode(), help="order of mass").tag(sync=True)
+    # The answer to a setting. Curves are float32 per text position.
+    shown = traitlets.List(traitlets.Int(), help="the n_sink and n_recent answered").tag(sync=True)
+    start = traitlets.Int(help="first position that the perplexity counts").tag(sync=True)
+    perplexity = traitlets.Float(allow_none=True).tag(sync=True)
+    seen = traitlets.Bytes(help="perplexity per n_sink, NaN where not tried").tag(sync=True)
+    mass = traitlets.Bytes(help="share per role after start").tag(sync=True)
+    curve = traitlets.Bytes().tag(sync=True)
+    first = traitlets.List(traitlets.Int(), help="the setting it began with").tag(sync=True)
+    first_curve = traitlets.Bytes().tag(sync=True)
+    dense_curve = traitlets.Bytes().tag(sync=True)
+    limits = traitlets.List(traitlets.Float(), help="of the curves so far, nats").tag(sync=True)
+
+    def __init__(
+        self,
+        lm: LM,
+        text: Text,
+        *,
+        n_sink: int = 4,
+        n_recent: int = 60,
+        max_sink: int = 8,
+        max_recent: int | None = None,
+        n_tokens: int = 1000,
+    ) -> None:
+        self._lm, self._ids = lm, lm.encode(text)[:n_tokens]
+        if len(self._ids) < 2:
+            raise ValueError("SinkSlider needs a text of two tokens at least, and n_tokens above 1")
+        if max_recent is None:
+            max_recent = max(n_recent, lm.train_length or 128)
+        for name, value, least, most in (
+            ("n_sink", n_sink, 0, max_sink),
+            ("n_recent", n_recent, 1, max_recent),
+        ):
+            if not least <= value <= most:
+                raise ValueError(f"{name} must be in {least}..{most}, got {value}")
+        self._runs: dict[tuple[int, int], StreamRun] = {}
+        first_run = self._run(n_sink, n_recent)
+        self._dense = score(lm, self._ids, Dense())
+        super().__init__(
+            n_sink=n_sink,
+            n_recent=n_recent,
+            max_sink=max_sink,
+            max_recent=max_recent,
+            lm_name=lm.name,
+            n_tokens=len(self._ids),
+            train_length=lm.train_length or 0,
+            window=int(np.clip(len(self._ids) // 16, 16, 1024)),
+            roles=list(STACK),
+            first=[n_sink, n_recent],
+        )
+        dense_curve = self._curve(self._dense)
+        self.dense_curve = as_bytes(dense_curve)
+        self.first_curve = as_bytes(self._curve(first_run))
+        self._widen(dense_curve)
+        self._answer()
+        self.observe(self._on_setting, names=["n_sink", "n_recent"])
+
+    @traitlets.validate("n_sink", "n_recent")
+    def _within(self, proposal: Any) -> int:
+        name, value = proposal["trait"].name, proposal["value"]
+        least = 0 if name == "n_sink" else 1
+        most = self.max_sink if name == "n_sink" else self.max_recent
+        if not least <= value <= most:
+            raise traitlets.TraitError(f"{name} must be in {least}..{most}, got {value}")
+        return value
+
+    def _on_setting(self, change: Any) -> None:
+        try:
+            self._answer()
+            self.error = ""
+        except Exception as error:  # an exception would end in the server's log, unseen
+            self.error = sentence(error)
+
+    def _run(self, n_sink: int, n_recent: int) -> StreamRun:
+        setting = (n_sink, n_recent)
+        if setting not in self._runs:
+            self._runs[setting] = score(self._lm, self._ids, policy_of(*setting), mass=True)
+        return self._runs[setting]
+
+    def _curve(self, run: StreamRun) -> np.ndarray:
+        return _running_mean(run.nll, self.window)
+
+    def _widen(self, curve: np.ndarray) -> None:
+        # The first few means are of a handful of tokens each, and would set the scale.
+        steady = curve[min(self.window, len(curve) // 8) :]
+        low, high = self.limits or (math.inf, -math.inf)
+        self.limits = [float(min(low, np.nanmin(steady))), float(max(high, np.nanmax(steady)))]
+
+    def _start(self) -> int:
+        """Return the first position at which every setting of the sinks' slider has evicted."""
+        start = self.n_recent + self.max_sink
+        return start if start < self.n_tokens - 1 else 0
+
+    def _answer(self) -> None:
+        run, start = self.run, self._start()
+        curve = self._curve(run)
+        tried = np.full(self.max_sink + 1, np.nan)
+        for (n_sink, n_recent), other in self._runs.items():
+            if n_recent == self.n_recent:
+                tried[n_sink] = math.exp(other.mean_nll(start))
+        shares = run.mass[start:].mean(0, dtype=float)
+        with self.hold_sync():
+            self._widen(curve)
+            self.start = start
+            self.perplexity = finite(tried[self.n_sink])
+            self.seen = as_bytes(tried)
+            self.mass = as_bytes([shares[ROLES.index(role)] for role in self.roles])
+            self.curve = as_bytes(curve)
+            self.shown = [self.n_sink, self.n_recent]
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that the sliders stand for."""
+        return policy_of(self.n_sink, self.n_recent)
+
+    @property
+    def run(self) -> StreamRun:
+        """The text's run under that policy, with its mass by role."""
+        return self._run(self.n_sink, self.n_recent)
+
+    def figure(self) -> Figure:
+        """Return the widget as it stands, as a matplotlib figure of its own."""
+        figure = plt.figure(figsize=(9.5, 5.5), layout="constrained")
+        self.draw(figure)
+        return figure
+
+    def draw(self, figure: Figure) -> None:
+        """Draw the widget as it stands into an empty figure."""
+        axes = figure.subplot_mosaic(
+            [["nll", "nll"], ["mass", "sizes"]], height_ratios=[2, 1], width_ratios=[1, 1]
+        )
+        first = self._runs[tuple(self.first)]
+        runs = [self._dense, first, self.run] if self.run is not first else [self._dense, first]
+        plot_nll(
+            runs,
+            window=self.window,
+            train_length=self.train_length or None,
+            ax=axes["nll"],
+        )
+        self._draw_mass(axes["mass"])
+        self._draw_sizes(axes["sizes"])
+
+    def _draw_mass(self, ax: Axes) -> None:
+        left = 0.0
+        for role, share in zip(self.roles, np.frombuffer(self.mass, "<f4").tolist(), strict=True):
+            if share >= 5e-4:
+                label = f"{role} {share:.0%}"
+                ax.barh([0], [share], left=left, label=label, **role_style(role, ax))
+                left += share
+        ax.set(xlim=(0, 1), ylim=(-1.4, 0.5), yticks=[], xlabel="share of attention")
+        ax.spines[["left", "top", "right"]].set_visible(False)
+        ax.set_title("where the attention goes", loc="left")
+        ax.legend(loc="lower left", ncols=4, frameon=False, handlelength=1.2, columnspacing=1.2)
+
+    def _draw_sizes(self, ax: Axes) -> None:
+        tried = np.frombuffer(self.seen, "<f4")
+        for n_sink, value in enumerate(tried):
+            if np.isfinite(value):
+                colour = COLOURS["sink" if n_sink else "evicted"]
+                now = n_sink == self.n_sink
+                ax.bar([n_sink], [value], color=colour if now else faint(ax, 0.25))
+                ax.annotate(
+                    f"{value:.1f}",
+                    (n_sink, value),
+                    (0, 2),
+                    ha="center",
+                    textcoords="offset points",
+                    fontsize="small",
+                    color=ink(ax),
+                )
+        ax.set(xlim=(-0.6, self.max_sink + 0.6), xticks=range(self.max_sink + 1))
+        ax.set(xlabel="sinks (tokens)", ylabel="perplexity")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.margins(y=0.2)
+        ax.set_title(f"perplexity from token {self.start} on", loc="left")
+
+    def __repr__(self) -> str:
+        return f"SinkSlider({self.lm_name}: {self.n_tokens} tokens, {self.policy!r})"

@@ -1,0 +1,368 @@
+"""The sinkviz command: what it prints where, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sinkviz import cli, course
+from sinkviz.classroom import ClassroomConfig, ClassroomForCausalLM
+from sinkviz.text import stories
+from sinkviz.training import RECIPES, train_tokenizer
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("lab", "score", "stream", "report", "train", "bench")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> str:
+    """Folder of a small model with random weights and a tokenizer that knows the stories."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = train_tokenizer(islice(stories(), 50), vocab_size=400)
+    config = ClassroomConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ClassroomForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def run(*arguments: str, code: int = 0, **options):
+    """Run the command in this process; it must end with ``code``."""
+    result = CliRunner().invoke(cli.app, list(arguments), **options)
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+@contextmanager
+def started(*arguments: str, **options) -> Iterator[subprocess.Popen]:
+    """The command in a process, and a session, of its own; all of it is gone afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sinkviz.cli", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def plain_error(result) -> str:
+    """The one line on standard error; no traceback."""
+    assert result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+# Help ---------------------------------------------------------------------------------------------
+
+
+def test_help_lists_the_commands():
+    shown = run("--help").output
+    assert "keep them, and it can write" in " ".join(shown.split())
+    for name in COMMANDS:
+        assert re.search(rf"^\W*{name} +\w", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_explains_itself(name):
+    import typer
+
+    command = typer.main.get_command(cli.app).commands[name]
+    assert command.help
+    for parameter in command.params:
+        assert parameter.help, f"{name}: {parameter.name} says nothing"
+    assert run(name, "--help").output
+
+
+def test_no_command_shows_the_help():
+    assert "Usage" in run(code=2).output
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+def test_unknown_model():
+    assert "no model 'nonsense'" in plain_error(run("score", "nonsense", code=1))
+
+
+def test_unknown_policy_names_the_known():
+    line = plain_error(run("score", "nonsense", "--policies", "dense,best", code=1))
+    assert "no policy 'best'" in line and "recompute:N" in line
+    assert "no policy 'best'" in plain_error(run("stream", "x", "--policy", "best", code=1))
+
+
+def test_no_policy():
+    plain_error(run("score", "nonsense", "--policies", " , ", code=1))
+    assert "4+60" in plain_error(run("stream", "x", "--policy", "4+60,0+64", code=1))
+
+
+def test_unknown_text(model):
+    assert "no text file" in plain_error(run("score", model, "--text", "gone.txt", code=1))
+
+
+def test_empty_text(model, tmp_path):
+    (tmp_path / "empty.txt").write_text(" \n")
+    line = plain_error(run("score", model, "--text", str(tmp_path / "empty.txt"), code=1))
+    assert "holds no text" in line
+
+
+def test_skipping_the_whole_text(model, tmp_path):
+    (tmp_path / "short.txt").write_text("Once upon a time")
+    text = str(tmp_path / "short.txt")
+    assert "skip fewer" in plain_error(run("score", model, "--text", text, "--skip", "99", code=1))
+
+
+def test_no_network_for_a_hub_id():
+    assert "Hub" in plain_error(run("score", "nobody/nothing", code=1))
+
+
+def test_empty_prompt(model):
+    assert "empty" in plain_error(run("stream", model, "--prompt", " ", code=1))
+
+
+def test_unknown_recipe():
+    assert "known are" in plain_error(run("train", "nothing", code=1))
+
+
+def test_recipe_and_option_errors_are_usage():
+    assert "classroom-rope" in run("train", code=2).output
+    assert "No such option" in run("score", "x", "--tokns", "5", code=2).output
+    run("score", code=2)
+    run("score", "x", "--tokens", "one", code=2)
+
+
+def test_debug_shows_the_traceback():
+    result = CliRunner().invoke(cli.app, ["--debug", "score", "nonsense"])
+    assert isinstance(result.exception, ValueError)
+
+
+# Results ------------------------------------------------------------------------------------------
+
+
+def test_score_prints_json_and_nothing_else(model):
+    policies = ("--policies", "dense,0+16,4+12,recompute:16")
+    document = json.loads(run("score", model, "--tokens", "200", *policies, "--json").stdout)
+    assert document["tokens"] == 200 and document["forgetting_from"] == 17
+    assert [row["policy"] for row in document["rows"]] == ["Dense", "0+16", "4+12", "recompute 16"]
+    assert [row["cache"] for row in document["rows"]] == [None, 16, 16, 16]
+    for row in document["rows"]:
+        # Random weights know nothing: about log(400) nats.
+        assert 5.5 < row["nll"] < 6.5 and abs(row["drift"]) < 0.3
+        assert abs(row["perplexity"] - torch.tensor(row["nll"]).exp()) < 0.1
+
+
+def test_score_where_nothing_is_forgotten(model):
+    arguments = ("score", model, "--tokens", "6", "--policies", "4+60", "--json")
+    document = json.loads(run(*arguments).stdout)
+    assert document["forgetting_from"] is None
+    assert document["rows"][0]["nll_forgetting"] is None
+
+
+def test_score_skips_the_beginning(model, tmp_path):
+    (tmp_path / "text.txt").write_text("ABC Once upon a time Ada and Ben lived near the old mill.")
+    text = ("score", model, "--policies", "dense", "--json", "--text", str(tmp_path / "text.txt"))
+    whole, part = (json.loads(run(*text, "--skip", n).stdout) for n in ("0", "4"))
+    assert part["tokens"] < whole["tokens"]
+
+
+def test_score_prints_a_table(model):
+    result = run("score", model, "--tokens", "100", "--policies", "dense,4+12")
+    assert re.search(r"4\+12 +│ +16 │", result.stdout)
+    assert "Dense" in result.stdout and "perplexity" in result.stdout
+    assert result.stderr == ""
+
+
+def test_stream_prints_the_text(model):
+    arguments = ("stream", model, "--policy", "4+12", "--max-new-tokens", "40", "--seed", "3")
+    sampling = ("--temperature", "1.5")
+    result = run(*arguments, *sampling)
+    assert result.stdout.startswith("Once upon a time")
+    assert "wrote 40 tokens under 4+12" in result.stderr
+    document = json.loads(run(*arguments, *sampling, "--json").stdout)
+    assert len(document["rows"]) == 40 and document["interrupted"] is False
+    assert max(row["cache_size"] for row in document["rows"]) == 16
+    # The tokens as they came, bytes of unfinished characters aside, are the text decoded at once.
+    streamed = result.stdout.removeprefix("Once upon a time").removesuffix("\n")
+    assert streamed.replace("\ufffd", "") == document["text"].replace("\ufffd", "")
+
+
+def test_characters_of_several_bytes_wait_until_they_are_whole(model):
+    class Step:
+        def __init__(self, token_id):
+            self.token_id = token_id
+
+    from sinkviz.models import load
+
+    lm, text = load(model), "naïve 🙂 über"
+    steps = [Step(int(i)) for i in lm.encode(text)[1:]]
+    pieces = list(cli._readable(lm, "Say: ", steps, []))
+    assert "".join(pieces) == f"Say: {text}" and "\ufffd" not in "".join(pieces)
+    assert len(pieces) < len(steps)
+
+
+def test_train_lists_its_recipes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    document = json.loads(run("train", "--list", "--json").stdout)
+    assert [row["recipe"] for row in document["rows"]] == list(RECIPES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_calls_the_recipe(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr("sinkviz.training.train", lambda *args: called.append(args))
+    monkeypatch.chdir(tmp_path)
+    run("train", "smoke")
+    run("train", "smoke", "--folder", "here")
+    assert called == [("smoke", Path("runs/smoke")), ("smoke", Path("here"))]
+
+
+def test_bench_prints_rows_and_knows_its_names(monkeypatch):
+    from sinkviz import bench
+
+    def speed():
+        """Milliseconds per token."""
+        return [{"policy": "4+60", "ms": 1.25, "bytes": 1024, "worst": float("nan")}]
+
+    monkeypatch.setattr(bench, "BENCHES", {"speed": speed})
+    (row,) = json.loads(run("bench", "speed", "--json").stdout)["rows"]
+    assert row == {"policy": "4+60", "ms": 1.25, "bytes": 1024, "worst": None}
+    assert "1,024" in run("bench", "speed").stdout
+    assert "Milliseconds" in run("bench", "--list").stdout
+    assert "known are speed" in plain_error(run("bench", "taste", code=1))
+
+
+def test_report_writes_one_file(model, tmp_path):
+    page = tmp_path / "report.html"
+    arguments = ("--tokens", "300", "--policies", "dense,0+16,4+12")
+    result = run("report", model, "-o", str(page), *arguments)
+    assert str(page) in result.stderr and result.stdout == ""
+    assert "<html" in page.read_text(encoding="utf-8")
+
+
+def test_report_into_a_folder_that_is_not_there(model, tmp_path):
+    page = tmp_path / "gone" / "report.html"
+    plain_error(run("report", model, "-o", str(page), "--tokens", "100", code=1))
+
+
+# Ctrl-C -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c_ends_a_stream_cleanly(model, as_json):
+    arguments = ["stream", model, "--policy", "4+12", "--max-new-tokens", "0"]
+    with started(*arguments, *(["--json"] if as_json else [])) as process:
+        # The prompt is printed when the model is loaded; on standard error if there is JSON.
+        begun = process.stderr if as_json else process.stdout
+        assert begun.read(16) == "Once upon a time"
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == cli.INTERRUPTED, err
+    assert "Traceback" not in err
+    if as_json:
+        document = json.loads(out)
+        assert document["interrupted"] and document["rows"]
+    else:
+        assert re.search(r"stopped after [\d,]+ tokens", err)
+
+
+# The notebooks ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch) -> Path:
+    """A course of two notebooks, as if inside an installed package; and a folder to work in."""
+    source = tmp_path / "package" / "notebooks"
+    (source / "solutions").mkdir(parents=True)
+    for name in (course.FIRST, f"solutions/{course.FIRST}"):
+        (source / name).write_text("{}")
+    monkeypatch.setattr(course, "__file__", str(tmp_path / "package" / "course.py"))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+@pytest.fixture
+def served(monkeypatch) -> list:
+    """The commands that this process would have become."""
+    calls = []
+
+    def become(program, command):
+        calls.append(command)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execv", become)
+    return calls
+
+
+def test_lab_copies_the_notebooks_here(installed, served):
+    assert "2 notebooks copied" in run("lab", "--no-browser", "--port", "9999").stderr
+    assert (installed / "solutions" / course.FIRST).is_file()
+    assert str(Path(".") / course.FIRST) in served[0]
+    assert {"--no-browser", "--ServerApp.port=9999"} <= set(served[0])
+
+
+def test_lab_keeps_what_the_reader_changed(installed, served):
+    mine = installed / "class" / course.FIRST
+    run("lab", "class")
+    mine.write_text("mine")
+    result = run("lab", "class")
+    assert "kept as you left them" in result.stderr and mine.read_text() == "mine"
+    run("lab", "class", "--fresh", input="n\n")
+    assert mine.read_text() == "mine"
+    run("lab", "class", "--fresh", input="y\n")
+    assert mine.read_text() == "{}"
+    assert len(served) == 4
+
+
+def test_lab_opens_a_checkout_in_place(served):
+    run("lab", "--jupyter=--ServerApp.ip=0.0.0.0")
+    assert str(ROOT / "notebooks" / course.FIRST) in served[0]
+    assert served[0][-1] == "--ServerApp.ip=0.0.0.0"
+
+
+@pytest.mark.notebooks
+def test_lab_serves(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "JUPYTER_TOKEN": "test", "JUPYTER_RUNTIME_DIR": str(tmp_path)}
+    command = ("lab", "--no-browser", "--port", str(port))
+    page = ""
+    with started(*command, env=environment) as process:
+        while not page:
+            assert process.poll() is None, process.stderr.read()
+            with suppress(OSError):
+                address = f"http://127.0.0.1:{port}/lab?token=test"
+                with urllib.request.urlopen(address, timeout=5) as answer:
+                    page = answer.read().decode()
+            time.sleep(0.1)
+    assert "JupyterLab" in page
