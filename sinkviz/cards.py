@@ -138,9 +138,8 @@ def _sinks(lm: LM, ids: torch.Tensor, n_texts: int = 32) -> str:
 def _recipe(lm: LM, recipe: dict[str, Any], growth: list[dict[str, Any]]) -> str:
     config, last = lm.model.config, growth[-1]
     phases = "; ".join(
-        f"{tokens / 1e6:g} M tokens to a learning rate of {rate:g}"
-        + (f", {share:.0%} of sequences begin with the begin token" if share < 1 else "")
-        for tokens, rate, share in recipe["phases"]
+        f"{tokens / 1e6:.4g} M tokens to a learning rate of {rate:g} (weight decay {decay:g})"
+        for tokens, rate, decay in recipe["phases"]
     )
     facts = {
         "layers x heads": f"{config.num_hidden_layers} x {config.num_attention_heads}",
@@ -152,8 +151,8 @@ def _recipe(lm: LM, recipe: dict[str, Any], growth: list[dict[str, Any]]) -> str
         f"({last['tokens'] / 1e6:.0f} M tokens)",
         "phases": phases,
         "optimiser": f"AdamW {tuple(recipe['betas'])}, first learning rate "
-        f"{recipe['learning_rate']:g} after {recipe['warmup_steps']} steps of warm-up, weight "
-        f"decay {recipe['weight_decay']:g} on matrices, gradient norm at most {recipe['clip']:g}",
+        f"{recipe['learning_rate']:g} after {recipe['warmup_steps']} steps of warm-up, "
+        f"gradient norm at most {recipe['clip']:g}",
         "stories in the mixture": f"{recipe['story_tokens']:.0%} of the tokens of the books",
         "seed": recipe["seed"],
     }

@@ -192,8 +192,9 @@ class StreamRun(Record):
         policy: the policy.
         token_ids: ids of the text, (token,).
         nll: nats per token, (token,); NaN for the first, which nothing predicts.
-        mass: mean over layers and heads of the attention by role of the key, (token, role); None
-            where it was not asked for.
+        mass: attention of each token's query by role of the key, mean over layers and heads,
+            (token, role); NaN for the last token, which predicts nothing; None where it was not
+            asked for.
         seconds: time the run took.
         cache_bytes: bytes of the cache at the end.
         provenance: what it takes to repeat this.

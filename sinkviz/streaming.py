@@ -369,7 +369,10 @@ def score(
     if len(ids) < 2:
         raise ValueError("a text to score needs at least two tokens; the first predicts the next")
     lane = Lane(lm, policy)
-    shares = np.zeros((len(ids), len(ROLES)), dtype=np.float32) if mass else None
+    shares = None
+    if mass:
+        shares = np.zeros((len(ids), len(ROLES)), dtype=np.float32)
+        shares[-1] = np.nan  # the last token predicts nothing and is not fed
     if engine == "stepwise":
         blocks = _score_stepwise(lane, ids)
     elif policy.recompute:
@@ -408,7 +411,7 @@ def _score_blocks(
     lane: Lane, ids: Int[Tensor, " token"], block: int, shares: np.ndarray | None
 ) -> Iterator[tuple[Tensor, int]]:
     for start in range(0, len(ids) - 1, block):
-        part = ids[start : start + block]
+        part = ids[start : min(start + block, len(ids) - 1)]
         if shares is None:
             yield forward(lane.lm, lane.cache, part), start
             continue
@@ -423,9 +426,8 @@ def _mass_observer(lane: Lane, start: int, n_new: int, shares: np.ndarray) -> An
     key = torch.arange(start + n_new)
     if isinstance(lane.cache, SinkCache):
         key = lane.cache.key_positions(n_new)
-    n_sink, n_recent = policy.n_sink, policy.n_recent or lane.lm.train_length or 1024
-    if isinstance(policy, Dense):
-        n_sink = 1
+    # The first token counts as a sink also where nothing protects it, until it is evicted.
+    n_sink, n_recent = policy.n_sink or 1, policy.n_recent or lane.lm.train_length or 1024
     query = torch.arange(start, start + n_new)
 
     def observe(layer: int, attention: Tensor) -> None:

@@ -34,16 +34,17 @@ BEGIN = "<|begin|>"
 class Recipe:
     """Everything that decides what a training run produces.
 
-    ``phases`` is a list of (tokens, learning rate at the end, share of sequences that start with
-    ``<|begin|>``); within a phase the learning rate moves linearly from the last one's.
+    ``phases`` is a list of (tokens, learning rate at the end, weight decay of matrices); within a
+    phase the learning rate moves linearly from the last one's. ``begin_share`` of the sequences
+    start with ``<|begin|>``, the others with whatever token stands there.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
-    phases: tuple[tuple[int, float, float], ...] = ((1_000_000, 3e-3, 1.0),)
+    phases: tuple[tuple[int, float, float], ...] = ((1_000_000, 3e-3, 0.1),)
     batch: int = 24
     warmup_steps: int = 200
     learning_rate: float = 3e-3
-    weight_decay: float = 0.1
+    begin_share: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     story_tokens: float = 0.1
@@ -65,23 +66,34 @@ class Recipe:
         return sum(tokens for tokens, _, _ in self.phases) // self.tokens_per_step
 
     def at(self, step: int) -> tuple[float, float]:
-        """Return (learning rate, share of sequences with ``<|begin|>``) of a step."""
+        """Return (learning rate, weight decay) of a step."""
         seen = step * self.tokens_per_step
-        rate = self.learning_rate
-        begin_share = 1.0
-        for tokens, end, share in self.phases:
-            begin_share = share
+        rate, decay = self.learning_rate, 0.0
+        for tokens, end, decay in self.phases:  # noqa: B007  (the last phase's stays)
             if seen < tokens:
                 rate += (end - rate) * seen / tokens
                 break
             seen, rate = seen - tokens, end
-        return rate * min(1.0, (step + 1) / self.warmup_steps), begin_share
+        return rate * min(1.0, (step + 1) / self.warmup_steps), decay
 
 
 RECIPES: dict[str, Recipe] = {
     "classroom-rope": Recipe(
-        model={"position": "rope"},
-        phases=((150_000_000, 3e-3, 1.0), (30_000_000, 3e-4, 1.0)),
+        model={
+            "position": "rope",
+            "hidden_size": 128,
+            "intermediate_size": 352,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+        },
+        phases=(
+            (12_000_000, 3e-3, 0.1),
+            (10_797_312, 2.422e-3, 0.1),
+            (1_000_000, 1.2e-3, 0.1),
+            (7_404_992, 1.144e-03, 0.1),
+            (55_000_000, 7e-4, 0.3),
+            (15_000_000, 3e-5, 0.3),
+        ),
     ),
     "smoke": Recipe(
         model={
@@ -92,7 +104,7 @@ RECIPES: dict[str, Recipe] = {
             "max_position_embeddings": 32,
             "vocab_size": 512,
         },
-        phases=((10_000, 1e-3, 1.0),),
+        phases=((10_000, 1e-3, 0.1),),
         batch=4,
     ),
 }
@@ -151,13 +163,13 @@ def prepare(recipe: Recipe, folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def draw_batch(tokens: np.ndarray, recipe: Recipe, step: int, begin_share: float) -> torch.Tensor:
+def draw_batch(tokens: np.ndarray, recipe: Recipe, step: int) -> torch.Tensor:
     """Return the token ids of one step, (batch, length + 1); a function of seed and step alone."""
     draw = np.random.default_rng((recipe.seed, step))
     length = recipe.config.max_position_embeddings
     starts = draw.integers(0, len(tokens) - length - 1, recipe.batch)
     ids = np.stack([tokens[s : s + length + 1] for s in starts]).astype(np.int64)
-    ids[draw.random(recipe.batch) < begin_share, 0] = recipe.config.bos_token_id
+    ids[draw.random(recipe.batch) < recipe.begin_share, 0] = recipe.config.bos_token_id
     return torch.from_numpy(ids)
 
 
@@ -251,7 +263,7 @@ def train(
     others = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
         [
-            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": matrices},
             {"params": others, "weight_decay": 0.0},
         ],
         lr=recipe.learning_rate,
@@ -273,10 +285,11 @@ def train(
     (folder / "snapshots").mkdir(exist_ok=True)
     try:
         while step < recipe.n_steps:
-            rate, begin_share = recipe.at(step)
+            rate, decay = recipe.at(step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            ids = draw_batch(tokens["train"], recipe, step, begin_share).to(device)
+            optimizer.param_groups[0]["weight_decay"] = decay
+            ids = draw_batch(tokens["train"], recipe, step).to(device)
             with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
                 logits = torch.nn.functional.linear(body(ids[:, :-1]), model.lm_head.weight)
             loss = torch.nn.functional.cross_entropy(

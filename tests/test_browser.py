@@ -139,6 +139,10 @@ def test_lanes_play_pause_step_reset(open_page):
     assert gone[0] == 0 and min(gone[1:]) > 20
     page.get_by_role("button", name="Step").click()
     page.wait_for_selector(f'[data-drawn="{paused + 1}"]')
+    page.get_by_role("button", name="Play").click()
+    page.get_by_role("button", name="Pause").wait_for()
+    page.execute("notebook:interrupt-kernel")
+    page.get_by_role("button", name="Play").wait_for()
     seed = page.get_by_label("Seed")
     seed.fill("7")
     seed.press("Enter")

@@ -126,7 +126,7 @@ def test_no_network_is_said_plainly(monkeypatch):
 
 
 PLAIN = {"bfloat16": False, "compiled": False}
-SMOKE = dataclasses.replace(RECIPES["smoke"], phases=((1280, 1e-3, 1.0),))
+SMOKE = dataclasses.replace(RECIPES["smoke"], phases=((1280, 1e-3, 0.1),))
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_training_resumes_where_it_stopped_and_repeats_itself(tmp_path, no_books
 def test_the_learning_rate_follows_its_phases():
     recipe = Recipe(
         model={"max_position_embeddings": 10},
-        phases=((1000, 1.0, 1.0), (1000, 0.0, 0.5)),
+        phases=((1000, 1.0, 0.1), (1000, 0.0, 0.5)),
         batch=10,
         learning_rate=1.0,
         warmup_steps=2,
@@ -178,10 +178,11 @@ def test_the_learning_rate_follows_its_phases():
     assert recipe.at(15)[1] == 0.5
     assert recipe.n_steps == 20
     tokens = np.arange(500, dtype=np.uint16)
-    first = draw_batch(tokens, recipe, 3, 1.0)
-    assert torch.equal(first, draw_batch(tokens, recipe, 3, 1.0))
+    first = draw_batch(tokens, recipe, 3)
+    assert torch.equal(first, draw_batch(tokens, recipe, 3))
     assert (first[:, 0] == 0).all()
-    assert not (draw_batch(tokens, recipe, 3, 0.0)[:, 0] == 0).all()
+    anywhere = dataclasses.replace(recipe, begin_share=0.0)
+    assert not (draw_batch(tokens, anywhere, 3)[:, 0] == 0).all()
 
 
 def test_an_unknown_recipe_lists_the_known_ones(tmp_path):
