@@ -157,7 +157,9 @@ export default () => {
     const speed = control("select", {}, ...speeds.map((n) => html("option", { value: n }, n ? `${n} tokens/s` : "as fast as it goes")));
     speed.addEventListener("change", () => put("speed", Number(speed.value)));
     const seed = control("input", { type: "number", min: 0, step: 1 });
-    seed.addEventListener("change", () => put("seed", Math.max(0, Math.round(Number(seed.value) || 0))));
+    const sow = () => put("seed", Math.max(0, Math.round(Number(seed.value) || 0)));
+    seed.addEventListener("change", sow);
+    seed.addEventListener("keydown", (event) => event.key === "Enter" && sow());
     const counter = html("span", { class: "counter soft" });
     const error = html("div", { class: "error", role: "alert" });
     const live = html("div", { "aria-live": "polite" });

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import signal
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,6 +27,26 @@ from sinkviz.widgets.lanes import TAIL, LaneRecord
 TICK = 0.08  # longest time that the kernel works in one go, seconds, unless one step takes longer
 AHEAD = 20  # ticks sent before the front end has answered
 PATIENCE = 100  # waits of 0.1 s for an answer, then nobody is looking
+
+PLAYING: set[SideBySide] = set()
+
+
+def _pause_all(*_: Any) -> None:
+    for one in list(PLAYING):
+        if one._task is not None:
+            one._task.get_loop().call_soon_threadsafe(one.pause)
+
+
+def heed_interrupts(wanted: bool) -> None:
+    """Let an interrupt pause what plays, or no longer.
+
+    Between two messages ipykernel ignores interrupts, so that the stop button of a notebook would
+    not stop what plays in the background. Where somebody else handles them, nothing is changed.
+    """
+    ours, theirs = (_pause_all, signal.SIG_IGN) if wanted else (signal.SIG_IGN, _pause_all)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGINT) is theirs:
+        signal.signal(signal.SIGINT, ours)
 
 
 class SideBySide(Widget):
@@ -66,7 +89,7 @@ class SideBySide(Widget):
     # moment it is asked for.
     tick = traitlets.List(traitlets.Dict()).tag(sync=True)
     tail = traitlets.List(traitlets.Dict()).tag(
-        sync=True, to_json=lambda _, widget: [record.state() for record in widget._records]
+        sync=True, to_json=lambda _, widget: widget._states()
     )
 
     def __init__(
@@ -87,7 +110,7 @@ class SideBySide(Widget):
         self._sampling = {"temperature": temperature, **sampling}
         self._task: asyncio.Task | None = None
         self._steps: Iterator[tuple[Step, ...]] | None = None
-        self._unseen, self._made = 0, False
+        self._unseen, self._made, self._editions = 0, False, itertools.count()
         self._begin(seed)
         super().__init__(
             lanes=[
@@ -114,6 +137,11 @@ class SideBySide(Widget):
         self._limit = len(ids) - 1 if reading else self._source["max_new_tokens"]
         known = ids[:1] if reading else ids
         self._records = [LaneRecord(self._lm, policy, known) for policy in self._policies]
+
+    def _states(self, n_new: int = TAIL) -> list[dict[str, Any]]:
+        # Two equal messages would be no change to the front end: a number tells them apart.
+        edition = next(self._editions)
+        return [{"edition": edition, **record.state(n_new)} for record in self._records]
 
     # Going on -----------------------------------------------------------------------------------
 
@@ -157,14 +185,16 @@ class SideBySide(Widget):
             self.send_state("tail")
             raise
         with self.hold_sync():
-            self.tick = [record.state(ran) for record in self._records]
+            self.tick = self._states(ran)
             self.finished = finished or self.n_tokens == self._limit
         return ran
 
     async def _play(self) -> None:
         idle, began, done, speed = 0, time.perf_counter(), 0, self.speed
+        PLAYING.add(self)
         try:
             while not self.finished and idle < PATIENCE:
+                heed_interrupts(True)
                 if self._unseen >= AHEAD:
                     idle += 1
                     await asyncio.sleep(0.1)
@@ -183,6 +213,8 @@ class SideBySide(Widget):
         except (Exception, KeyboardInterrupt):
             pass  # the widget says it
         finally:
+            PLAYING.discard(self)
+            heed_interrupts(bool(PLAYING))
             if self._task is asyncio.current_task():
                 self._task = None
                 self.playing = False

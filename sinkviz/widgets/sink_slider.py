@@ -166,7 +166,7 @@ class SinkSlider(Widget):
         for (n_sink, n_recent), other in self._runs.items():
             if n_recent == self.n_recent:
                 tried[n_sink] = math.exp(other.mean_nll(start))
-        shares = run.mass[start:].mean(0, dtype=float)
+        shares = run.mass[start:-1].mean(0, dtype=float)
         with self.hold_sync():
             self._widen(curve)
             self.start = start
