@@ -24,6 +24,9 @@ HOOKED = [".".join(room.parts) for room in ROOMS if room.name not in ("__init__"
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook(HOOKED, CHECKER)
 
+# What tests import is no test; --doctest-modules would import it before pytest could rewrite it.
+collect_ignore = ["browser.py", "reference.py"]
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 

@@ -140,7 +140,7 @@ def test_lanes_play_pause_step_reset(open_page):
     page.get_by_role("button", name="Step").click()
     page.wait_for_selector(f'[data-drawn="{paused + 1}"]')
     page.get_by_role("button", name="Play").click()
-    page.get_by_role("button", name="Pause").wait_for()
+    page.wait_for_function(f"document.querySelector('.sinkviz').dataset.drawn > {paused + 9}")
     page.execute("notebook:interrupt-kernel")
     page.get_by_role("button", name="Play").wait_for()
     seed = page.get_by_label("Seed")

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, T5Config
 from transformers import T5ForConditionalGeneration as T5
 
+from sinkviz.cards import write_card
 from sinkviz.classroom import POSITIONS, SOFTMAXES, ClassroomConfig, ClassroomForCausalLM
 from sinkviz.experiments import measure, tidy, x_plus_y
 from sinkviz.models import LM, load
-from sinkviz.policies import Dense, SinkWindow
+from sinkviz.policies import Dense, SinkWindow, Window
 from sinkviz.report import write_report
 from sinkviz.streaming import score
-from sinkviz.text import stories
+from sinkviz.text import stories, story_text
 from sinkviz.training import RECIPES, Recipe, draw_batch, train, train_tokenizer
 
 IDS = torch.arange(40) % 61
@@ -164,6 +165,17 @@ def test_training_resumes_where_it_stopped_and_repeats_itself(tmp_path, no_books
     assert not list(tmp_path.rglob("*.partial"))
     lm = load(str(tmp_path / "whole" / "model"))
     assert lm.tokens(lm.encode("Once"))[0] == "<|begin|>"
+
+    card = write_card(tmp_path / "whole" / "model", n_tokens=300).read_text()
+    assert "On 300 tokens of `stories`, with caches of 16 tokens" in card
+    assert f"{score(lm, lm.encode(story_text(2400))[:300], Window(16)).perplexity:.3f}" in card
+    assert "`sinkviz train model` repeats it" in card
+
+
+def test_a_card_needs_the_record_of_the_training(tmp_path):
+    tiny_llama(torch.float32).model.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="has no recipe.json; train the model"):
+        write_card(tmp_path)
 
 
 def test_the_learning_rate_follows_its_phases():

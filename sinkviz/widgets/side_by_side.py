@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import signal
 import textwrap
@@ -21,7 +22,7 @@ from sinkviz.policies import Policy
 from sinkviz.records import StreamRun
 from sinkviz.streaming import Step, compare
 from sinkviz.style import policy_name
-from sinkviz.widgets.common import Widget, drawable, module, sentence
+from sinkviz.widgets.common import Widget, drawable, few_threads, module, sentence
 from sinkviz.widgets.lanes import TAIL, LaneRecord
 
 TICK = 0.08  # longest time that the kernel works in one go, seconds, unless one step takes longer
@@ -168,7 +169,8 @@ class SideBySide(Widget):
         ran, finished, until = 0, False, time.perf_counter() + TICK
         try:
             while ran < n and (ran == 0 or time.perf_counter() < until):
-                steps = next(self._steps, None)
+                with few_threads(self._lm):
+                    steps = next(self._steps, None)
                 if steps is None:
                     finished = True
                     break
@@ -182,7 +184,7 @@ class SideBySide(Widget):
                 "it was interrupted." if isinstance(error, KeyboardInterrupt) else sentence(error)
             )
             self.error = f"Stopped after {self.n_tokens} tokens: {said} Reset begins again."
-            self.send_state("tail")
+            self._tell()
             raise
         with self.hold_sync():
             self.tick = self._states(ran)
@@ -221,14 +223,17 @@ class SideBySide(Widget):
 
     @traitlets.observe("playing")
     def _on_playing(self, change: Any) -> None:
-        if not self.playing:
-            if self._task is not None:
-                self._task.cancel()
-            self._task = None
-            self.send_state("tail")  # what a saved notebook keeps
-            return
+        self.at_home(self._start if self.playing else self._stop)
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        self._task = None
+        self._tell()  # what a saved notebook keeps
+
+    def _start(self) -> None:
         try:
-            loop = asyncio.get_running_loop()
+            loop = asyncio.get_running_loop() if self._home is None else self._home
         except RuntimeError:
             self.playing = False
             self.error = "Playing needs a notebook's event loop; advance(n) needs none."
@@ -262,27 +267,29 @@ class SideBySide(Widget):
     def _restart(self) -> None:
         self._begin(self.seed)
         self.error, self.finished = "", False
-        self.send_state("tail")
+        self._tell()
 
     @traitlets.observe("seed")
     def _on_seed(self, change: Any) -> None:
         if self._made:
-            self.reset()
+            self.at_home(self.reset)
 
     def _on_message(self, widget: Any, content: dict[str, Any], buffers: Any) -> None:
-        todo = content.get("do")
-        if todo == "seen":
-            self._unseen = 0
-        elif todo == "resync":
-            self.send_state("tail")
-        elif todo == "reset":
-            self.reset()
-        elif todo == "step":
-            self.pause()
-            try:
-                self.advance(1)
-            except Exception:
-                pass  # the widget says it
+        acts = {"seen": self._seen, "resync": self._tell, "reset": self.reset, "step": self._step}
+        act = acts.get(content.get("do"))
+        if act is not None:
+            self.at_home(act)
+
+    def _seen(self) -> None:
+        self._unseen = 0
+
+    def _tell(self) -> None:
+        self.send_state("tail")
+
+    def _step(self) -> None:
+        self.pause()
+        with contextlib.suppress(Exception):  # the widget says it
+            self.advance(1)
 
     def close(self) -> None:
         """Stop and take the widget from the page."""

@@ -18,7 +18,7 @@ from sinkviz.policies import Dense, Policy, SinkWindow, Window
 from sinkviz.records import StreamRun
 from sinkviz.streaming import score
 from sinkviz.style import COLOURS, STACK, faint, ink, role_style
-from sinkviz.widgets.common import Widget, as_bytes, finite, module, sentence
+from sinkviz.widgets.common import Widget, as_bytes, few_threads, finite, module, sentence
 
 
 def policy_of(n_sink: int, n_recent: int) -> Policy:
@@ -101,6 +101,7 @@ class SinkSlider(Widget):
         ):
             if not least <= value <= most:
                 raise ValueError(f"{name} must be in {least}..{most}, got {value}")
+        self._asked = False
         self._runs: dict[tuple[int, int], StreamRun] = {}
         first_run = self._run(n_sink, n_recent)
         self._dense = score(lm, self._ids, Dense())
@@ -133,6 +134,13 @@ class SinkSlider(Widget):
         return value
 
     def _on_setting(self, change: Any) -> None:
+        # Of moves that come in while one is answered, only the newest counts.
+        if not self._asked:
+            self._asked = True
+            self.at_home(self._answer_safely)
+
+    def _answer_safely(self) -> None:
+        self._asked = False
         try:
             self._answer()
             self.error = ""
@@ -142,7 +150,8 @@ class SinkSlider(Widget):
     def _run(self, n_sink: int, n_recent: int) -> StreamRun:
         setting = (n_sink, n_recent)
         if setting not in self._runs:
-            self._runs[setting] = score(self._lm, self._ids, policy_of(*setting), mass=True)
+            with few_threads(self._lm):
+                self._runs[setting] = score(self._lm, self._ids, policy_of(*setting), mass=True)
         return self._runs[setting]
 
     def _curve(self, run: StreamRun) -> np.ndarray:
@@ -154,27 +163,26 @@ class SinkSlider(Widget):
         low, high = self.limits or (math.inf, -math.inf)
         self.limits = [float(min(low, np.nanmin(steady))), float(max(high, np.nanmax(steady)))]
 
-    def _start(self) -> int:
-        """Return the first position at which every setting of the sinks' slider has evicted."""
-        start = self.n_recent + self.max_sink
-        return start if start < self.n_tokens - 1 else 0
-
     def _answer(self) -> None:
-        run, start = self.run, self._start()
-        curve = self._curve(run)
+        n_sink, n_recent = self.n_sink, self.n_recent
+        run = self._run(n_sink, n_recent)
+        # The first position at which every setting of the sinks' slider has evicted.
+        start = n_recent + self.max_sink
+        start = start if start < self.n_tokens - 1 else 0
         tried = np.full(self.max_sink + 1, np.nan)
-        for (n_sink, n_recent), other in self._runs.items():
-            if n_recent == self.n_recent:
-                tried[n_sink] = math.exp(other.mean_nll(start))
-        shares = run.mass[start:-1].mean(0, dtype=float)
+        for (other_sink, other_recent), other in self._runs.items():
+            if other_recent == n_recent:
+                tried[other_sink] = np.exp(other.mean_nll(start))
+        shares = np.nanmean(run.mass[start:], axis=0, dtype=float)
+        curve = self._curve(run)
         with self.hold_sync():
             self._widen(curve)
             self.start = start
-            self.perplexity = finite(tried[self.n_sink])
+            self.perplexity = finite(tried[n_sink])
             self.seen = as_bytes(tried)
             self.mass = as_bytes([shares[ROLES.index(role)] for role in self.roles])
             self.curve = as_bytes(curve)
-            self.shown = [self.n_sink, self.n_recent]
+            self.shown = [n_sink, n_recent]
 
     @property
     def policy(self) -> Policy:

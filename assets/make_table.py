@@ -1,0 +1,55 @@
+"""Bring the provenance table in assets/README.md up to date: ``make assets-table``.
+
+Sizes and hashes are read from the files. Command, seed and licence are kept from the table; a new
+file takes them over from a neighbour in its folder, and otherwise says ``?``, to be filled in by
+hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+COLUMNS = ("file", "command", "seed", "bytes", "sha256", "licence")
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+
+
+def read_rows(readme: str) -> dict[str, dict[str, str]]:
+    """Return the rows of the table by file."""
+    table = readme.partition(BEGIN)[2].partition(END)[0].strip().splitlines()[2:]
+    rows = (
+        dict(zip(COLUMNS, (cell.strip() for cell in line.strip("|").split("|")), strict=True))
+        for line in table
+    )
+    return {row["file"].strip("`"): row for row in rows}
+
+
+def update(folder: Path, readme: str) -> str:
+    """Return ``readme`` with the table that ``folder`` deserves."""
+    known = read_rows(readme)
+    by_folder = {str(Path(file).parent): row for file, row in known.items()}
+    unknown = dict.fromkeys(COLUMNS, "?")
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    for path in sorted(folder.rglob("*")):
+        file = path.relative_to(folder).as_posix()
+        hidden = any(part.startswith((".", "__")) for part in file.split("/"))
+        if hidden or not path.is_file() or file in ("README.md", "make_table.py"):
+            continue
+        data = path.read_bytes()
+        row = known.get(file) or by_folder.get(str(Path(file).parent)) or unknown
+        row = row | {
+            "file": f"`{file}`",
+            "bytes": str(len(data)),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        lines.append(f"| {' | '.join(row[name] for name in COLUMNS)} |")
+    before, _, rest = readme.partition(BEGIN)
+    return "\n".join([before + BEGIN, "", *lines, "", END + rest.partition(END)[2]])
+
+
+if __name__ == "__main__":
+    here = Path(__file__).parent
+    text = update(here, (here / "README.md").read_text(encoding="utf-8"))
+    (here / "README.md").write_text(text, encoding="utf-8")
+    missing = [file for file, row in read_rows(text).items() if "?" in row.values()]
+    print(f"{len(read_rows(text))} files" + "".join(f"\nfill in by hand: {m}" for m in missing))
