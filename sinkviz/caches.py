@@ -135,6 +135,9 @@ class SinkCache(Cache):
     Use it with ``sinkviz.stream``, or as ``past_key_values`` of the model itself, one token at a
     time. ``n_sink=0`` is window attention.
 
+    A cache longer than the model's training length is allowed: distances within it are then new to
+    the model, and it degrades as with full attention.
+
     Args:
         model: the causal language model that will use the cache.
         n_sink: first tokens that are never evicted.

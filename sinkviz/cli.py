@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sinkviz.terminal import INTERRUPTED, PlainErrors, say, show
+from sinkviz.terminal import (
+    INTERRUPTED,
+    Json,
+    Model,
+    PlainErrors,
+    Policies,
+    ReportPolicies,
+    Skip,
+    Source,
+    Tokens,
+    say,
+    show,
+)
 
 if TYPE_CHECKING:
     from sinkviz.models import LM
@@ -34,38 +46,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Begin with **sinkviz lab**. Every command explains itself: **sinkviz score --help**",
 )
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A bundled model (classroom-rope), a folder, or a Hub id (EleutherAI/pythia-160m).",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
-Source = Annotated[
-    str,
-    typer.Option(
-        "--text",
-        metavar="SOURCE",
-        help="stories (made up on the spot, no file needed), books:valid, a text file, or "
-        "hub:DATASET.",
-    ),
-]
-POLICY_HELP = (
-    "What may stay in the cache, comma-separated: dense (everything), 0+64 (the last 64 tokens), "
-    "4+60 (the first 4 and the last 60), recompute:64 (the last 64, run afresh for each token)."
-)
-Policies = Annotated[str, typer.Option(metavar="LIST", help=POLICY_HELP)]
-ReportPolicies = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LIST",
-        help=f"{POLICY_HELP} By default all four, with a cache of half the training length.",
-    ),
-]
-Tokens = Annotated[int, typer.Option(min=2, help="Read at most so many tokens of the text.")]
-Skip = Annotated[int, typer.Option(min=0, help="Leave out so many characters at its beginning.")]
 
 
 def _version(wanted: bool) -> bool:

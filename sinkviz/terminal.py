@@ -1,19 +1,52 @@
-"""How the command talks: results on standard output, everything else on standard error.
+"""How the command listens and talks: shared arguments, tables, JSON, errors in one line.
 
-Tables, JSON and errors in one line. Knows nothing about models: rows are dicts.
+Results go to standard output, everything else to standard error. Knows nothing about models: rows
+are dicts.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 INTERRUPTED = 130
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A bundled model (classroom-rope), a folder, or a Hub id (EleutherAI/pythia-160m).",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+Source = Annotated[
+    str,
+    typer.Option(
+        "--text",
+        metavar="SOURCE",
+        help="stories (made up on the spot, no file needed), books:valid, a text file, or "
+        "hub:DATASET.",
+    ),
+]
+POLICY_HELP = (
+    "What may stay in the cache, comma-separated: dense (everything), 0+64 (the last 64 tokens), "
+    "4+60 (the first 4 and the last 60), recompute:64 (the last 64, run afresh for each token)."
+)
+Policies = Annotated[str, typer.Option(metavar="LIST", help=POLICY_HELP)]
+ReportPolicies = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help=f"{POLICY_HELP} By default all four, with a cache of half the training length.",
+    ),
+]
+Tokens = Annotated[int, typer.Option(min=2, help="Read at most so many tokens of the text.")]
+Skip = Annotated[int, typer.Option(min=0, help="Leave out so many characters at its beginning.")]
 
 
 def say(message: str, style: str | None = None) -> None:

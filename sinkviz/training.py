@@ -91,8 +91,10 @@ RECIPES: dict[str, Recipe] = {
             (10_797_312, 2.422e-3, 0.1),
             (1_000_000, 1.2e-3, 0.1),
             (7_404_992, 1.144e-03, 0.1),
-            (55_000_000, 7e-4, 0.3),
-            (15_000_000, 3e-5, 0.3),
+            (24_357_888, 9.474e-04, 0.3),
+            (1_000_000, 5e-4, 0.1),
+            (40_000_000, 2e-4, 0.1),
+            (15_000_000, 2e-5, 0.1),
         ),
     ),
     "smoke": Recipe(
@@ -332,10 +334,17 @@ def _export(model: Any, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
     """Write ``folder/model``: weights in float16, tokenizer, recipe and the record of growth."""
     half = ClassroomForCausalLM(recipe.config)
     half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    (folder / "model" / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
-    shutil.copyfile(folder / "log.jsonl", folder / "model" / "growth.jsonl")
+    partial = folder / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        half.half().save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+        shutil.copyfile(folder / "log.jsonl", partial / "growth.jsonl")
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        partial.rename(folder / "model")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _weights(model: ClassroomForCausalLM) -> dict[str, torch.Tensor]:

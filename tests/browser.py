@@ -145,7 +145,7 @@ def wait_for_server(lab: Lab, process: subprocess.Popen, log: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """JupyterLab on a free port, with nothing from the user's own settings."""
     base = tmp_path_factory.mktemp("lab")
     port, token = free_port(), secrets.token_hex(16)
@@ -201,9 +201,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def browser(chromium: str) -> Iterator[Any]:
     """A headless Chromium. It ends with the module, because playwright's event loop does not go
     together with tests that run one of their own."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
         yield found
         found.close()

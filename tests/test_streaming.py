@@ -238,6 +238,15 @@ def test_a_text_shorter_than_the_cache_is_dense():
         assert score(lm, ids, policy).nll[1:] == pytest.approx(dense, abs=1e-9)
 
 
+def test_a_cache_beyond_the_training_length_is_allowed_and_exact():
+    lm, ids = tiny_classroom(max_position_embeddings=16), text(90)
+    policy = SinkWindow(4, 40)
+    reference = brute_force_nll(lm, ids, policy, rotary(lm))
+    torch.testing.assert_close(
+        torch.from_numpy(score(lm, ids, policy, block=20).nll)[1:], reference, atol=1e-9, rtol=0
+    )
+
+
 @pytest.mark.parametrize("scheme", ["learned", "sinusoidal"])
 def test_absolute_positions_refuse_an_evicting_cache(scheme):
     lm = tiny_classroom(torch.float32, position=scheme, max_position_embeddings=32)
