@@ -1,4 +1,4 @@
-"""What the widgets share: their sources put together, and a picture for readers without a kernel."""
+"""What the widgets share: their sources put together, a picture where there is no kernel."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ import torch
 import traitlets
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from PIL import Image
 
 from sinkviz.models import LM
 from sinkviz.style import COLOURS
 
 HERE = Path(__file__).parent
-PNG_DPI = 72
+PNG_DPI = 90
+PNG_COLOURS = 64  # a third of the bytes; a notebook holds several
 FEW_PARAMETERS = 30_000_000
 
 
-def module(name: str) -> str:
-    """Return the ES module of a widget: the shared functions, then its own file."""
-    return "\n".join((HERE / f"{one}.js").read_text(encoding="utf-8") for one in ("common", name))
+def module(*names: str) -> str:
+    """Return the ES module of a widget: the shared functions, then its own files in order."""
+    files = [HERE / f"{name}.js" for name in ("common", *names)]
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def style_sheet() -> str:
@@ -46,8 +49,8 @@ def as_bytes(values: Any) -> bytes:
 def few_threads(lm: LM) -> Iterator[None]:
     """Compute a small model on one CPU thread, and give the others back afterwards.
 
-    Where the browser wants the other core, threads that wait for each other made the answer of a
-    model of 3 M parameters many times slower; alone on two cores they hardly gained.
+    Threads wait for each other after every small product. On two cores with other work (a browser
+    that draws, say) that made the answer of a model of 3 M parameters several times slower.
     """
     before = torch.get_num_threads()
     small = lm.device.type == "cpu" and lm.model.num_parameters() < FEW_PARAMETERS
@@ -118,5 +121,7 @@ class Widget(anywidget.AnyWidget):
         except ValueError:  # nothing to draw yet
             return data, metadata
         figure.savefig(file, format="png", dpi=PNG_DPI)
-        data["image/png"] = base64.b64encode(file.getvalue()).decode()
+        with Image.open(file) as image, io.BytesIO() as small:
+            image.convert("RGB").quantize(PNG_COLOURS).save(small, format="png", optimize=True)
+            data["image/png"] = base64.b64encode(small.getvalue()).decode()
         return data, metadata

@@ -78,7 +78,7 @@ class SideBySide(Widget):
         >>> lanes.advance(200)  # doctest: +SKIP
     """
 
-    _esm = module("side_by_side")
+    _esm = module("lanes", "side_by_side")
 
     lanes = traitlets.List(traitlets.Dict(), help="what does not change").tag(sync=True)
     reading = traitlets.Bool(help="a text is read, none is written").tag(sync=True)
@@ -333,13 +333,13 @@ class SideBySide(Widget):
         plot_nll(self.runs, train_length=self._lm.train_length, ax=axes["nll"])
         if self.reading:
             return
-        width = max(12, 112 // len(names))
+        width = max(12, 104 // len(names))
         for name, record in zip(names, self._records, strict=True):
             ax = axes[name]
             ax.set_axis_off()
             ax.set_title(policy_name(record.policy), loc="left", fontsize="medium")
             text = " ".join("".join(text for text, _ in record.tail).split())
-            end = textwrap.wrap(drawable(text), width)[-8:]
+            end = textwrap.wrap(drawable(text), width)[-10:]
             shown = ax.text(0, 1, "\n".join(end), va="top", fontsize="small", clip_on=True)
             shown.set_parse_math(False)
 

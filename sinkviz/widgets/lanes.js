@@ -1,0 +1,105 @@
+// One lane of SideBySide in one view. Python puts this between the shared functions and the widget.
+
+const TAIL = 400; // tokens per lane in the page
+const SPARK = 64;
+const bytes = (n) => (n < 1e6 ? `${(n / 1e3).toFixed(0)} kB` : `${(n / 1e6).toFixed(1)} MB`);
+
+// Tokens of a state with their text positions; the last one is at `end - 1`.
+function items(state) {
+  const nll = floats(state.nll);
+  const first = state.end - state.tokens.length;
+  return state.tokens.map((text, i) => ({ position: first + i, text, nll: nll[i] }));
+}
+
+// Limits are shared by the lanes, so that their curves compare.
+function drawSpark(plot, lane, [low, high], width) {
+  const points = floats(lane.points);
+  const left = 30;
+  const x = (i) => left + ((width - left - 4) * (i + 1)) / Math.max(points.length, 24);
+  const y = (v) => SPARK - 5 - ((SPARK - 12) * (v - low)) / (high - low);
+  const parts = [svg("path", { class: "axis", d: `M${left} 2V${SPARK - 2}H${width}` })];
+  if (Number.isFinite(low)) {
+    parts.push(svg("text", { x: left - 5, y: y(high) + 4, "text-anchor": "end" }, high.toFixed(1)));
+    parts.push(svg("text", { x: left - 5, y: y(low) + 4, "text-anchor": "end" }, low.toFixed(1)));
+  }
+  const eviction = lane.size === null ? -1 : (lane.size - lane.start) / lane.bin - 1;
+  if (eviction >= 0 && eviction < points.length) {
+    parts.push(svg("path", { class: "event", d: `M${x(eviction)} 2V${SPARK - 2}` }));
+  }
+  parts.push(svg("path", { class: `curve ${lane.kind}`, d: path(points, x, y) }));
+  const last = points.length - 1;
+  if (last >= 0 && Number.isFinite(points[last])) {
+    parts.push(svg("circle", { cx: x(last), cy: y(points[last]), r: 3, fill: "var(--lane)" }));
+  }
+  plot.setAttribute("height", SPARK);
+  plot.replaceChildren(...parts);
+}
+
+// One lane in one view: builds its part of the page once, then adds only what is new.
+function laneView(lane, reading) {
+  const stats = ["perplexity", "nll, last 32", "time per token", "cache", "memory"].map((name, i) => {
+    const value = html("b", { class: i ? null : "big" });
+    return [html("div", { class: "stat" }, html("span", {}, name), value), value];
+  });
+  const spark = svg("svg", { "aria-hidden": "true" });
+  const kept = html("div", { class: "kept" });
+  const [gap, body] = [html("span", { class: "gap" }), html("span")];
+  const text = control("div",
+    { class: "text", tabindex: 0, role: "region", "aria-label": `Text of ${lane.name}` }, gap, body);
+  const root = html("section", { class: `lane ${lane.kind}`, "aria-label": lane.name },
+    html("h4", {}, lane.name), ...stats.map(([row]) => row), spark, kept, text);
+  let [nodes, evicted, next, follow] = [[], 0, 0, true];
+  text.addEventListener("scroll", () => {
+    follow = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
+  });
+
+  function clear() {
+    [nodes, evicted, next] = [[], 0, 0];
+    body.replaceChildren();
+  }
+
+  function addText(now) {
+    if (nodes.length) nodes[nodes.length - 1].node.classList.remove("new");
+    for (const item of now.items) {
+      if (item.position < Math.max(next, now.n_sink)) continue;
+      const node = html("span", {}, item.text);
+      if (reading && Number.isFinite(item.nll)) {
+        node.style.setProperty("--surprise", `${Math.min(60, 6 * item.nll).toFixed(0)}%`);
+      }
+      nodes.push({ position: item.position, node });
+      body.append(node);
+    }
+    next = now.end;
+    const extra = Math.max(0, nodes.length - TAIL);
+    nodes.splice(0, extra).forEach(({ node }) => node.remove());
+    evicted = Math.max(0, evicted - extra);
+    for (; evicted < nodes.length && nodes[evicted].position < now.kept; evicted += 1) {
+      nodes[evicted].node.classList.add("evicted");
+    }
+    if (nodes.length && now.span) nodes[nodes.length - 1].node.classList.add("new");
+    const away = nodes.length ? nodes[0].position - now.n_sink : 0;
+    gap.textContent = away > 0 ? `\u2026 ${count(away)} tokens further back \u2026` : "";
+    if (follow) text.scrollTop = text.scrollHeight;
+  }
+
+  function draw(now, limits) {
+    if (now.end < next) clear();
+    addText(now);
+    const sinks = now.head.map((token) => html("span", { class: "sink" }, token));
+    const nothing = now.kind === "dense" ? "everything" : "nothing";
+    kept.replaceChildren("never evicted: ", ...(now.n_sink ? sinks : [nothing]));
+    const points = floats(now.points);
+    const mean = points.length ? points[points.length - 1] : NaN;
+    const said = [
+      number(now.perplexity ?? NaN),
+      Number.isFinite(mean) ? `${mean.toFixed(2)} nats` : "\u2013",
+      `${now.milliseconds.toFixed(1)} ms`,
+      `${count(now.cache_size)} tokens`,
+      now.kind === "recompute" ? "none" : bytes(now.cache_bytes),
+    ];
+    stats.forEach(([, value], i) => (value.textContent = now.span ? said[i] : "\u2013"));
+    drawSpark(spark, now, limits, Math.max(120, spark.clientWidth));
+  }
+  return { root, draw, clear };
+}
+
