@@ -180,3 +180,54 @@ def test_lanes_survive_a_reload_and_stop_when_run_again(open_page):
     page.run_all()
     page.wait_for_selector('.sinkviz[data-drawn="0"]')
     assert page.kernel("print(first.playing, lanes.playing)") == "False False"
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def open_chapter(run_notebook):
+    """``open_chapter(name)`` runs all of a notebook of the course; it must do so cleanly."""
+
+    def run(name):
+        page = run_notebook(ROOT / "notebooks" / name)
+        assert page.failed_cells() == []
+        return page
+
+    return run
+
+
+def move_the_sinks(page, before: str, after: str) -> None:
+    """Move the first notebook slider to no sink at all, by keyboard, and see that all changes."""
+    page.wait_for_selector(f'[data-drawn="{before}"]')
+    picture, said = drawing(page), spoken(page)
+    slider = page.get_by_role("slider", name="Sinks")
+    slider.scroll_into_view_if_needed()
+    slider.focus()
+    page.keyboard.press("Home" if after.startswith("0") else "End")
+    page.wait_for_selector(f'[data-drawn="{after}"]')
+    assert drawing(page) != picture
+    assert spoken(page) != said
+
+
+@pytest.mark.models
+def test_the_first_notebook_as_a_student_would(open_chapter):
+    page = open_chapter("00_start_here.ipynb")
+    move_the_sinks(page, "4+60", "0+60")
+    page.wait_for_selector('.sinkviz[data-drawn="300"]')
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function(
+        "[...document.querySelectorAll('.sinkviz')].some(one => one.dataset.drawn > 310)"
+    )
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Play").wait_for()
+    assert page.errors == []
+    assert page.hosts <= {"127.0.0.1", None}
+
+
+@pytest.mark.models
+def test_the_cliff_notebook_as_a_student_would(open_chapter):
+    page = open_chapter("08_cliff_and_rescue.ipynb")
+    move_the_sinks(page, "0+64", "8+64")
+    assert page.errors == []
+    assert page.hosts <= {"127.0.0.1", None}

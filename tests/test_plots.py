@@ -407,7 +407,7 @@ def slow_mean(nll, window, at):
 
 
 @pytest.mark.parametrize("window", [None, 1, 16, 1000])
-def test_nll_curves_are_running_means(window):
+def test_nll_curves_arerunning_means(window):
     runs = [make_run(policy, worse=i / 3) for i, policy in enumerate(POLICIES)]
     runs[1].nll[50:60] = np.nan
     ax = plots.plot_nll(runs, window=window)

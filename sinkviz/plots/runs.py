@@ -30,7 +30,7 @@ LEAST_START = 4
 EVENT_SIZE = 0.85  # of the letters of a legend
 
 
-def _running_mean(
+def running_mean(
     nll: Float[np.ndarray, " token"], window: int | None
 ) -> Float[np.ndarray, " token"]:
     """Return the mean of the last ``window`` predicted tokens at each position, NaN without any.
@@ -136,7 +136,7 @@ def plot_nll(
     styles = policy_styles([run.policy for run in runs], ax)
     ends, steady = [], []
     for nth, (run, style, name) in enumerate(zip(runs, styles, _names(runs, ax), strict=True)):
-        mean = _running_mean(run.nll, window)
+        mean = running_mean(run.nll, window)
         position = _shown(np.flatnonzero(np.isfinite(mean)), log)
         last = position[-1]
         # Seven markers per curve, a little further along on each, so that none hides another.

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from sinkviz.metrics import ROLES
 from sinkviz.models import LM, Text
-from sinkviz.plots.runs import _running_mean, plot_nll
+from sinkviz.plots.runs import running_mean, plot_nll
 from sinkviz.policies import Dense, Policy, SinkWindow, Window
 from sinkviz.records import StreamRun
 from sinkviz.streaming import score
@@ -155,7 +155,7 @@ class SinkSlider(Widget):
         return self._runs[setting]
 
     def _curve(self, run: StreamRun) -> np.ndarray:
-        return _running_mean(run.nll, self.window)
+        return running_mean(run.nll, self.window)
 
     def _widen(self, curve: np.ndarray) -> None:
         # The first few means are of a handful of tokens each, and would set the scale.
