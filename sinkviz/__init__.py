@@ -28,7 +28,8 @@ _ROOMS = {
     ],
     "policies": ["Dense", "Recompute", "SinkWindow", "Window", "visibility"],
     "records": ["StreamRun", "Trace"],
-    "streaming": ["Step", "compare", "score", "stream"],
+    "scoring": ["score"],
+    "streaming": ["Step", "compare", "stream"],
     "widgets": ["SideBySide", "SinkSlider"],
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}

@@ -21,7 +21,7 @@ from sinkviz.forward import forward
 from sinkviz.models import LM, load, untouched
 from sinkviz.policies import Dense, SinkWindow, Window
 from sinkviz.positions import rotate, rotation_by
-from sinkviz.streaming import score
+from sinkviz.scoring import score
 from sinkviz.text import story_text
 
 Row = dict[str, Any]

@@ -11,7 +11,7 @@ from typing import Any
 from sinkviz.models import LM, Text
 from sinkviz.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkviz.records import StreamRun
-from sinkviz.streaming import score
+from sinkviz.scoring import score
 
 SINKS = (0, 1, 2, 4, 8)
 

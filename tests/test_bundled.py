@@ -10,7 +10,8 @@ from sinkviz.experiments import forgetting_from, measure, tidy, x_plus_y
 from sinkviz.metrics import sink_rate
 from sinkviz.models import bundled, load
 from sinkviz.policies import Dense, Recompute, SinkWindow, Window
-from sinkviz.streaming import score, stream
+from sinkviz.scoring import score
+from sinkviz.streaming import stream
 from sinkviz.text import books_folder, read_text
 
 pytestmark = pytest.mark.models

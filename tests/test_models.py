@@ -20,7 +20,7 @@ from sinkviz.experiments import measure, tidy, x_plus_y
 from sinkviz.models import LM, load
 from sinkviz.policies import Dense, SinkWindow, Window
 from sinkviz.report import write_report
-from sinkviz.streaming import score
+from sinkviz.scoring import score
 from sinkviz.text import stories, story_text
 from sinkviz.training import RECIPES, Recipe, draw_batch, train, train_tokenizer
 

@@ -9,8 +9,10 @@ from reference import brute_force, brute_force_nll, tiny_classroom, tiny_llama
 
 import sinkviz.caches as caches
 from sinkviz.caches import SinkCache
+from sinkviz.forward import forward
 from sinkviz.policies import Dense, Recompute, SinkWindow, Window
-from sinkviz.streaming import Lane, compare, forward, score, stream
+from sinkviz.scoring import score
+from sinkviz.streaming import Lane, compare, stream
 
 POLICIES = [Dense(), Window(12), SinkWindow(4, 8), SinkWindow(1, 11), Recompute(12)]
 MODELS = {

@@ -15,7 +15,8 @@ from reference import tiny_classroom
 from sinkviz.metrics import ROLES
 from sinkviz.models import LM
 from sinkviz.policies import Dense, Recompute, SinkWindow, Window
-from sinkviz.streaming import compare, score
+from sinkviz.scoring import score
+from sinkviz.streaming import compare
 from sinkviz.widgets import SideBySide, SinkSlider
 from sinkviz.widgets.common import HERE
 from sinkviz.widgets.lanes import POINTS, TAIL

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from sinkviz.metrics import ROLES
 from sinkviz.models import LM, Text
-from sinkviz.plots.runs import running_mean, plot_nll
+from sinkviz.plots.runs import plot_nll, running_mean
 from sinkviz.policies import Dense, Policy, SinkWindow, Window
 from sinkviz.records import StreamRun
-from sinkviz.streaming import score
+from sinkviz.scoring import score
 from sinkviz.style import COLOURS, STACK, faint, ink, role_style
 from sinkviz.widgets.common import Widget, as_bytes, few_threads, finite, module, sentence
 
