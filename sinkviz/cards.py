@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 
-from sinkviz.capturing import capture
-from sinkviz.experiments import forgetting_from, measure, tidy, x_plus_y
-from sinkviz.metrics import SINK_EPSILON, sink_rate
+from sinkviz.experiments import first_token_sinks, forgetting_from, measure, tidy, x_plus_y
 from sinkviz.models import LM, load
 from sinkviz.policies import Dense, Recompute
 from sinkviz.records import write_whole
@@ -111,27 +109,16 @@ def _claims(runs: Sequence[Any]) -> str:
     )
 
 
-def _sinks(lm: LM, ids: torch.Tensor, n_texts: int = 32) -> str:
-    """Describe sinks as means over stretches of the text, each of the training length."""
-    length = lm.train_length
-    begin = ids[:1]
-    starts = torch.linspace(1, len(ids) - length, n_texts).long().tolist()
-    received, share = [], []
-    for start in starts:
-        trace = capture(lm, torch.cat((begin, ids[start : start + length - 1])), n_sink=1)
-        received.append(torch.from_numpy(trace.received))
-        share.append(torch.from_numpy(trace.mass_of("sink")).float())
-    mean = torch.stack(received).mean(0)
-    high = torch.stack(share).flatten(3).movedim(0, -1).flatten(2).quantile(0.95, dim=-1)
+def _sinks(lm: LM, ids: torch.Tensor) -> str:
+    sinks = first_token_sinks(lm, ids)
     rows = [
         {"layer": layer, **{f"head {h}": f"{float(x):.2f}" for h, x in enumerate(heads)}}
-        for layer, heads in enumerate(mean[..., 0])
+        for layer, heads in enumerate(sinks.received)
     ]
+    said = str(sinks)
     return (
-        f"Attention that the first token receives (mean over {n_texts} texts of {length} tokens). "
-        f"Sink rate (share of heads above {SINK_EPSILON}): {sink_rate(mean):.0%}. In "
-        f"{int((high > 0.8).sum())} of {high.numel()} heads the top 5 % of queries give it more "
-        f"than 0.8.\n\n" + _table(rows)
+        f"{said[0].upper()}{said[1:]}. Mean attention that the first token receives:\n\n"
+        + _table(rows)
     )
 
 

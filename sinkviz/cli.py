@@ -138,7 +138,7 @@ def score(
     quarter minus that of the second quarter (near 0: it could go on forever).
     """
     chosen = _policies(policies)
-    from sinkviz.experiments import forgetting_from, measure, tidy
+    from sinkviz.experiments import first_token_sinks, forgetting_from, measure, tidy
 
     lm = _load(model)
     ids = _read(lm, text, tokens, skip)
@@ -146,11 +146,14 @@ def score(
     if figure is not None:
         _draw(runs, lm.train_length, figure)
     forgetting = forgetting_from(runs)
+    sinks = first_token_sinks(lm, ids)
     document = {
         "model": lm.name,
         "text": text,
         "tokens": len(ids),
         "forgetting_from": forgetting,
+        "sink_rate": sinks.rate,
+        "first_token": sinks.received.tolist(),
         "rows": tidy(runs),
         "provenance": runs[0].provenance,
     }
@@ -158,6 +161,8 @@ def score(
     if forgetting is not None:
         title += f"; forgetting begins at token {forgetting:,}"
     show(document, title, as_json)
+    if not as_json:
+        print(sinks)
 
 
 @app.command()

@@ -6,8 +6,15 @@ Knows models through ``score`` and ``capture`` alone; draws nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sinkviz.capturing import capture
+from sinkviz.metrics import SINK_EPSILON, sink_rate
 from sinkviz.models import LM, Text
 from sinkviz.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkviz.records import StreamRun
@@ -102,3 +109,73 @@ def tidy(runs: Sequence[StreamRun], start: int | None = None) -> list[dict[str, 
             }
         )
     return rows
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """How much a model leans on the first token, over many stretches of a text.
+
+    Attributes:
+        received: mean attention that the first token receives, (layer, head) in [0, 1].
+        high: what the top 5 % of all queries give it at least, (layer, head) in [0, 1].
+        n_texts: stretches.
+        length: tokens of each.
+    """
+
+    received: Float[Tensor, "layer head"]
+    high: Float[Tensor, "layer head"]
+    n_texts: int
+    length: int
+
+    @property
+    def rate(self) -> float:
+        """Share of heads that give the first token more than 0.3."""
+        return sink_rate(self.received[..., None])
+
+    def __str__(self) -> str:
+        n_heads = self.received.numel()
+        return (
+            f"sink rate {self.rate:.0%}: {round(self.rate * n_heads)} of {n_heads} heads give the "
+            f"first token more than {SINK_EPSILON} of their attention, the strongest "
+            f"{float(self.received.max()):.2f}; in {int((self.high > 0.8).sum())} heads the top "
+            f"5 % of queries give it more than 0.8 ({self.n_texts} texts of {self.length} tokens)"
+        )
+
+
+def first_token_sinks(lm: LM, text: Text, *, n_texts: int = 32, longest: int = 512) -> Sinks:
+    """Measure the attention on the first token of many texts.
+
+    The texts are stretches of one long text, each with its first token in front and as long as the
+    model's training texts.
+
+    Args:
+        lm: the language model.
+        text: text or ids.
+        n_texts: stretches, evenly spaced; they overlap in a short text.
+        longest: tokens per stretch at most, which bounds the work for large models.
+
+    Returns:
+        Means over the stretches and their queries.
+
+    Raises:
+        ValueError: the text has fewer than two tokens.
+
+    Source: Gu et al. 2024, arXiv 2410.10781, section 3.1.
+    """
+    ids = lm.encode(text)
+    if len(ids) < 2:
+        raise ValueError("sinks need a text of at least two tokens; one sees only itself")
+    length = min(lm.train_length or longest, longest, len(ids))
+    starts = torch.linspace(1, len(ids) - length + 1, n_texts).long().unique().tolist()
+    received, shares = [], []
+    for start in starts:
+        stretch = torch.cat((ids[:1], ids[start : start + length - 1]))
+        trace = capture(lm, stretch, keep="statistics", n_sink=1)
+        received.append(torch.from_numpy(trace.received[..., 0]))
+        shares.append(torch.from_numpy(trace.mass_of("sink")[..., 1:]))
+    return Sinks(
+        received=torch.stack(received).mean(0),
+        high=torch.cat(shares, dim=-1).quantile(0.95, dim=-1),
+        n_texts=len(starts),
+        length=length,
+    )

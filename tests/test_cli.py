@@ -196,6 +196,7 @@ def test_score_prints_a_table(model):
     result = run("score", model, "--tokens", "100", "--policies", "dense,4+12")
     assert re.search(r"4\+12 +│ +16 │", result.stdout)
     assert "Dense" in result.stdout and "perplexity" in result.stdout
+    assert "sink rate 0%: 0 of 4 heads" in result.stdout
     assert result.stderr == ""
 
 

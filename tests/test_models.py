@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, T5Config
 from transformers import T5ForConditionalGeneration as T5
 
+from sinkviz.capturing import capture
 from sinkviz.cards import write_card
 from sinkviz.classroom import POSITIONS, SOFTMAXES, ClassroomConfig, ClassroomForCausalLM
-from sinkviz.experiments import measure, tidy, x_plus_y
+from sinkviz.experiments import first_token_sinks, measure, tidy, x_plus_y
 from sinkviz.models import LM, load
 from sinkviz.policies import Dense, SinkWindow, Window
 from sinkviz.report import write_report
@@ -235,3 +236,18 @@ def test_configs_keep_their_choices(tmp_path):
     config.save_pretrained(tmp_path)
     again = ClassroomConfig.from_pretrained(tmp_path)
     assert (again.position, again.softmax, again.n_sink_tokens) == ("alibi", "off_by_one", 1)
+
+
+def test_sinks_are_measured_over_stretches_of_the_text():
+    lm = tiny_llama()
+    sinks = first_token_sinks(lm, IDS, n_texts=3, longest=10)
+    traces = [
+        capture(lm, torch.cat((IDS[:1], IDS[start : start + 9])), n_sink=1) for start in (1, 16, 31)
+    ]
+    mean = sum(torch.from_numpy(trace.attention[..., 0]).mean(-1) for trace in traces) / 3
+    torch.testing.assert_close(sinks.received, mean)
+    assert sinks.rate == float((mean > 0.3).double().mean())
+    assert f"sink rate {sinks.rate:.0%}" in str(sinks)
+    assert first_token_sinks(lm, [3, 4]).n_texts == 1
+    with pytest.raises(ValueError, match="at least two tokens"):
+        first_token_sinks(lm, [3])
