@@ -267,3 +267,12 @@ def test_an_unknown_family_is_refused_with_the_known_ones():
     lm = LM(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=61)))
     with pytest.raises(ValueError, match="no family 'gpt2'.*known are"):
         score(lm, text(10), SinkWindow(2, 6))
+
+
+@pytest.mark.parametrize("engine", ["parallel", "stepwise"])
+def test_half_precision_stays_close(engine):
+    lm, ids = tiny_llama(), text(90)
+    expected = score(lm, ids, SinkWindow(4, 8)).mean_nll()
+    lm.model.to(torch.bfloat16)
+    run = score(lm, ids, SinkWindow(4, 8), engine=engine)
+    assert run.mean_nll() == pytest.approx(expected, rel=0.02)
