@@ -21,7 +21,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from sinkviz.metrics import ROLES, perplexity
+from sinkviz.metrics import ROLES, perplexity, sink_rate
 from sinkviz.policies import Policy, parse_policy
 
 
@@ -142,6 +142,11 @@ class Trace(Record):
     def n_heads(self) -> int:
         """Heads per layer."""
         return self.received.shape[1]
+
+    @property
+    def sink_rate(self) -> float:
+        """Share of heads in which the first token receives more than 0.3."""
+        return sink_rate(torch.from_numpy(self.received))
 
     def map(self, layer: int, head: int) -> np.ndarray:
         """Return one head's attention map, (query, key) in [0, 1].

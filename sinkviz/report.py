@@ -14,12 +14,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from sinkviz.capturing import capture
 from sinkviz.experiments import forgetting_from, four_methods, measure, tidy, x_plus_y
-from sinkviz.metrics import SINK_EPSILON, sink_rate
+from sinkviz.metrics import SINK_EPSILON
 from sinkviz.models import LM, Text
 from sinkviz.plots import plot_attention, plot_mass, plot_nll, plot_sink_map, plot_sink_sizes
 from sinkviz.policies import Policy
@@ -85,7 +84,6 @@ def write_report(
     runs = measure(lm, ids, policies, progress=progress)
     sweep = measure(lm, ids, x_plus_y(size), progress=progress)
     start = forgetting_from(runs)
-    share = sink_rate(torch.from_numpy(trace.received))
     body = [
         f"<h1>Attention sinks of {escape(lm.name)}</h1>",
         f"<p>{escape(repr(lm))}. Read: {len(ids):,} tokens.</p>",
@@ -93,7 +91,7 @@ def write_report(
         _picture(
             _drawn(plot_sink_map, trace),
             f"Attention that the first token receives, per layer and head, mean over the first "
-            f"{len(trace.tokens):,} tokens. {share:.0%} of heads give it more than "
+            f"{len(trace.tokens):,} tokens. {trace.sink_rate:.0%} of heads give it more than "
             f"{SINK_EPSILON}.",
         ),
         _picture(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -63,6 +65,10 @@ def test_held_out_books_show_what_the_card_says(lm):
     assert after["Dense"] - after["4+60"] > 0.5
     for one in ("1+63", "2+62", "8+56"):
         assert abs(after[one] - after["4+60"]) < 0.03
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    for run in runs[:2]:
+        assert f" {run.perplexity:.0f}: " in readme
+    assert f" {runs[4].perplexity:.1f}: " in readme
     short = ids[:3000]
     recomputed = score(lm, short, Recompute(CACHE)).mean_nll(CACHE + 1)
     assert abs(score(lm, short, SinkWindow(4, 60)).mean_nll(CACHE + 1) - recomputed) < 0.03

@@ -8,7 +8,7 @@ import torch
 from reference import tiny_classroom, tiny_llama
 
 from sinkviz.capturing import capture
-from sinkviz.metrics import ROLES, entropy, mass, received_attention
+from sinkviz.metrics import ROLES, entropy, mass, received_attention, sink_rate
 from sinkviz.models import untouched
 from sinkviz.records import Trace
 
@@ -50,6 +50,7 @@ def test_statistics_equal_those_of_whole_maps(name, block):
     assert statistics.attention is None
     assert statistics.received == pytest.approx(received_attention(whole).numpy(), abs=1e-6)
     assert statistics.entropy == pytest.approx(entropy(whole).numpy(), abs=2e-6)
+    assert statistics.sink_rate == sink_rate(received_attention(whole))
     shares = mass(whole, 2, 8)
     for role in ROLES:
         assert statistics.mass_of(role) == pytest.approx(shares[role].numpy(), abs=1e-6)
