@@ -32,7 +32,6 @@ from sinkviz.terminal import (
 if TYPE_CHECKING:
     from sinkviz.models import LM
     from sinkviz.policies import Policy
-    from sinkviz.records import StreamRun
     from sinkviz.streaming import Step
 
 POLICIES = "dense,0+64,4+60,recompute:64"
@@ -127,7 +126,7 @@ def score(
     skip: Skip = 0,
     figure: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Also draw nll along the text, as .png or .svg."),
+        typer.Option(metavar="FILE", help="Also draw nll along the text: .png, .svg or .pdf."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -138,13 +137,17 @@ def score(
     quarter minus that of the second quarter (near 0: it could go on forever).
     """
     chosen = _policies(policies)
+    if figure is not None and figure.suffix not in (".png", ".svg", ".pdf"):
+        raise typer.BadParameter(f"--figure must end in .png, .svg or .pdf, got {figure.name}")
     from sinkviz.experiments import first_token_sinks, forgetting_from, measure, tidy
+    from sinkviz.report import save_nll_figure
 
     lm = _load(model)
     ids = _read(lm, text, tokens, skip)
     runs = measure(lm, ids, chosen, progress=sys.stderr.isatty())
     if figure is not None:
-        _draw(runs, lm.train_length, figure)
+        save_nll_figure(runs, figure, train_length=lm.train_length)
+        say(f"drew {figure}")
     forgetting = forgetting_from(runs)
     sinks = first_token_sinks(lm, ids)
     document = {
@@ -347,21 +350,6 @@ def bench(
     if name not in BENCHES:
         raise ValueError(f"no benchmark {name!r}; known are {', '.join(BENCHES)}")
     show({"bench": name, "rows": list(BENCHES[name]())}, name, as_json)
-
-
-def _draw(runs: list[StreamRun], train_length: int | None, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from sinkviz.plots import plot_nll
-
-    drawn, ax = plt.subplots(figsize=(8, 4), layout="constrained")
-    plot_nll(runs, train_length=train_length, ax=ax)
-    drawn.savefig(path, dpi=160)
-    plt.close(drawn)
-    say(f"drew {path}")
 
 
 def _policies(text: str, most: int | None = None) -> list[Policy]:

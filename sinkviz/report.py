@@ -1,6 +1,7 @@
 """One HTML file about a model: where its attention goes, and what a cache may forget.
 
-Needs no network and no other file. Knows how to arrange; measures and draws nothing itself.
+Needs no network and no other file. Also saves single figures. Knows how to arrange; measures and
+draws nothing itself.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sinkviz.metrics import SINK_EPSILON
 from sinkviz.models import LM, Text
 from sinkviz.plots import plot_attention, plot_mass, plot_nll, plot_sink_map, plot_sink_sizes
 from sinkviz.policies import Policy
-from sinkviz.records import write_whole
+from sinkviz.records import StreamRun, write_whole
 
 SHOWN_TOKENS = 32
 
@@ -131,6 +132,31 @@ def write_report(
     )
     path = Path(path)
     write_whole(path, lambda partial: partial.write_text(page, encoding="utf-8"))
+    return path
+
+
+def save_nll_figure(
+    runs: Sequence[StreamRun], path: str | Path, *, train_length: int | None = None
+) -> Path:
+    """Write the nll along a text, one curve per run, as a picture.
+
+    Args:
+        runs: of the same text.
+        path: its ending chooses the format: .png, .svg, .pdf.
+        train_length: training length of the model, tokens.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the ending names no format.
+    """
+    path = Path(path)
+    figure = _drawn(plot_nll, runs, train_length=train_length)
+    try:
+        write_whole(path, lambda partial: figure.savefig(partial, format=path.suffix[1:], dpi=160))
+    finally:
+        plt.close(figure)
     return path
 
 

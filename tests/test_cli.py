@@ -200,6 +200,15 @@ def test_score_prints_a_table(model):
     assert result.stderr == ""
 
 
+def test_score_draws_a_figure(model, tmp_path):
+    path = tmp_path / "nll.svg"
+    run("score", model, "--tokens", "100", "--policies", "4+12,0+16", "--figure", str(path))
+    assert path.read_text().startswith("<?xml")
+    bad = run("score", model, "--figure", str(tmp_path / "nll.docx"), code=2)
+    assert ".png" in bad.output
+    assert [one.name for one in tmp_path.iterdir()] == ["nll.svg"]
+
+
 def test_stream_prints_the_text(model):
     arguments = ("stream", model, "--policy", "4+12", "--max-new-tokens", "40", "--seed", "3")
     sampling = ("--temperature", "1.5")
