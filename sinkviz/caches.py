@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from sinkviz.attention import Band
-from sinkviz.families import Family, family_of, rotary_frequencies_of
+from sinkviz.families import (
+    Family,
+    check_sliding_window,
+    family_of,
+    rotary_frequencies_of,
+)
 from sinkviz.positions import rotate, rotation_by
 
 # Window keys are rotated back to small positions once they reach this one. A float32 angle is off
@@ -144,7 +149,8 @@ class SinkCache(Cache):
         n_recent: most recent tokens that are kept, the current one included.
 
     Raises:
-        ValueError: the family is unknown, or bakes absolute positions into its keys.
+        ValueError: the family is unknown, bakes absolute positions into its keys, or has a sliding
+            window of its own that is shorter than the cache.
 
     Source: Xiao et al. 2023, arXiv 2309.17453, section 3.2.
     """
@@ -160,6 +166,7 @@ class SinkCache(Cache):
                 f"{family.name} adds absolute positions to its tokens: keys cannot move within a "
                 "cache, so neither Window nor SinkWindow is defined; use Dense or Recompute"
             )
+        check_sliding_window(model, n_sink + n_recent, "a cache")
         self.family: Family = family
         self.frequencies = rotary_frequencies_of(model, family)
         self.n_sink, self.n_recent = n_sink, n_recent

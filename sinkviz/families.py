@@ -66,6 +66,22 @@ def family_of(model: nn.Module) -> Family:
     return FAMILIES[name]
 
 
+def check_sliding_window(model: nn.Module, n_tokens: int, what: str) -> None:
+    """Raise ValueError where a model's own sliding window would cut ``what``.
+
+    Args:
+        model: the model.
+        n_tokens: how many tokens back it would have to see.
+        what: named in the message.
+    """
+    window = getattr(model.config, "sliding_window", None)
+    if window is not None and n_tokens > window:
+        raise ValueError(
+            f"{model.config.model_type} sees only {window} tokens back in its sliding layers, "
+            f"{what} of {n_tokens} would be cut; use at most {window} tokens"
+        )
+
+
 def rotary_frequencies_of(model: nn.Module, family: Family) -> Tensor | None:
     """Return the rotary frequencies of a model, radians per token, or None if it has none."""
     if family.positions != "rotary":

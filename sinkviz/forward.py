@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from sinkviz.attention import Band, banded_attention
 from sinkviz.caches import SinkCache
-from sinkviz.families import attention_modules
+from sinkviz.families import attention_modules, check_sliding_window
 from sinkviz.models import LM, untouched
 
 BANDED = "sinkviz_banded"
@@ -69,6 +69,7 @@ def forward(
 
 def _causal_band(lm: LM, cache: Any, n_new: int) -> Band:
     seen = cache.get_seq_length()
+    check_sliding_window(lm.model, seen + n_new, "a text")
     key = torch.arange(seen + n_new, device=lm.device)
     return Band(visible=key <= key[seen:, None])
 

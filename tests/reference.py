@@ -59,6 +59,19 @@ def tiny_llama(dtype: torch.dtype = torch.float64) -> LM:
     return LM(model, None, "tiny-llama")
 
 
+def tiny(config_class: type, model_class: type, **options: object) -> LM:
+    """Return a random model of any rotary family, in float64, with exact angles."""
+    torch.manual_seed(0)
+    config = config_class(
+        vocab_size=61, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=256, initializer_range=0.3,
+        bos_token_id=0, eos_token_id=None, pad_token_id=None, **options,
+    )  # fmt: skip
+    model = model_class(config).double().eval()
+    exact_rotary(model)
+    return LM(model, None, config.model_type)
+
+
 def rotate_pairs(x: torch.Tensor, position: int, frequencies: torch.Tensor) -> torch.Tensor:
     """Rotate one vector (head, dimension) by ``position`` tokens, complex numbers, half pairing."""
     half = len(frequencies)

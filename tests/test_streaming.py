@@ -5,10 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reference import brute_force, brute_force_nll, tiny_classroom, tiny_llama
+from reference import brute_force, brute_force_nll, tiny, tiny_classroom, tiny_llama
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import sinkviz.caches as caches
+import sinkviz.families as families
 from sinkviz.caches import SinkCache
+from sinkviz.capturing import capture
 from sinkviz.forward import forward
 from sinkviz.policies import Dense, Recompute, SinkWindow, Window
 from sinkviz.scoring import score
@@ -34,6 +48,45 @@ def rotary(lm):
 
 def text(n: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, 61, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+FAMILIES = {
+    "mistral": lambda **options: tiny(
+        MistralConfig,
+        MistralForCausalLM,
+        **{"num_key_value_heads": 2, "sliding_window": None} | options,
+    ),
+    "qwen2": lambda: tiny(Qwen2Config, Qwen2ForCausalLM, num_key_value_heads=2),
+    "qwen3": lambda: tiny(Qwen3Config, Qwen3ForCausalLM, num_key_value_heads=2, head_dim=16),
+    "phi": lambda: tiny(PhiConfig, PhiForCausalLM, partial_rotary_factor=0.5),
+    "gpt_neox": lambda: tiny(GPTNeoXConfig, GPTNeoXForCausalLM),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_of_the_table_agrees_with_brute_force(name):
+    lm, ids, policy = FAMILIES[name](), text(110), SinkWindow(4, 8)
+    reference = brute_force_nll(lm, ids, policy, rotary(lm))
+    for engine, block in (("stepwise", 1), ("parallel", 31)):
+        run = score(lm, ids, policy, engine=engine, block=block)
+        torch.testing.assert_close(torch.from_numpy(run.nll)[1:], reference, atol=1e-9, rtol=0)
+    trace = capture(lm, ids)
+    assert trace.mass.sum(-1) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_every_family_of_the_table_is_tested():
+    assert {*FAMILIES, "llama", "sinkviz_classroom"} == set(families.FAMILIES)
+
+
+def test_a_native_sliding_window_that_would_hide_the_sinks_is_refused():
+    lm = FAMILIES["mistral"](sliding_window=16)
+    with pytest.raises(ValueError, match="sees only 16 tokens back.*a cache of 20 would be cut"):
+        score(lm, text(40), SinkWindow(4, 16))
+    with pytest.raises(ValueError, match="sees only 16 tokens back"):
+        capture(lm, text(40))
+    reference = brute_force_nll(lm, text(60), SinkWindow(4, 8), rotary(lm))
+    run = score(lm, text(60), SinkWindow(4, 8), engine="stepwise")
+    torch.testing.assert_close(torch.from_numpy(run.nll)[1:], reference, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
