@@ -152,7 +152,8 @@ class Recompute:
         return SinkWindow(self.n_sink, self.n_recent).keep(n)
 
     def __str__(self) -> str:
-        return f"recompute {self.cache_size}"
+        size = self.cache_size if self.n_begin == 1 else f"{self.n_begin}+{self.n_recent}"
+        return f"recompute {size}"
 
 
 Policy = Dense | Window | SinkWindow | Recompute
@@ -185,7 +186,7 @@ def parse_policy(text: str) -> Policy:
 
     Args:
         text: ``dense``; ``window:64``; ``4+60`` (sinks + recent; ``0+64`` is window attention);
-            or ``recompute:64``.
+            or ``recompute:64`` (``recompute:0+64`` without the begin token).
 
     Raises:
         ValueError: the text names no policy.
@@ -203,6 +204,9 @@ def parse_policy(text: str) -> Policy:
         if name == "window":
             return Window(int(size))
         if name == "recompute":
+            begin, plus, recent = size.partition("+")
+            if plus:
+                return Recompute(int(begin) + int(recent), n_begin=int(begin))
             return Recompute(int(size))
         n_sink, n_recent = (int(part) for part in text.split("+"))
     except ValueError as error:

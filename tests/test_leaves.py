@@ -57,6 +57,7 @@ def test_policies_are_parsed_from_how_they_are_written():
     assert parse_policy("window:9") == parse_policy("0+9") == Window(9)
     assert parse_policy("4+60") == SinkWindow(4, 60)
     assert parse_policy("recompute:64") == Recompute(64)
+    assert parse_policy("recompute:0+64") == Recompute(64, n_begin=0)
 
 
 def test_alibi_slopes_follow_the_paper():
@@ -146,7 +147,7 @@ def run(policy=FOUR_SINKS) -> StreamRun:
     return StreamRun(policy=policy, token_ids=np.arange(4), nll=nll, provenance={"model": "m"})
 
 
-@pytest.mark.parametrize("policy", POLICIES[:4], ids=repr)
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_records_come_back_from_their_file(policy, tmp_path):
     record = run(policy)
     loaded = StreamRun.load(record.save(tmp_path / "run.safetensors"))
