@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 from sinkviz.caches import SinkCache
 from sinkviz.capturing import capture
@@ -22,6 +22,7 @@ from sinkviz.models import LM, load, untouched
 from sinkviz.policies import Dense, SinkWindow, Window
 from sinkviz.positions import rotate, rotation_by
 from sinkviz.scoring import score
+from sinkviz.streaming import Lane
 from sinkviz.text import story_text
 
 Row = dict[str, Any]
@@ -130,30 +131,23 @@ def bench_stream() -> Iterator[Row]:
     first = None
     for policy, marks in ((SinkWindow(4, 60), (1_000, 100_000)), (Dense(), (1_000, 4_000))):
         for mark in marks:
-            cache = DynamicCache()
-            if policy.cache_size:
-                cache = SinkCache(lm.model, policy.n_sink, policy.n_recent)
+            lane = Lane(lm, policy)
             for part in text[:mark].split(512):
-                forward(lm, cache, part, last_only=True)
+                lane.feed(part)
 
-            def step(cache: Any = cache) -> None:
+            def step(lane: Lane = lane) -> None:
                 for i in range(50):
-                    forward(lm, cache, text[i : i + 1], last_only=True)
+                    lane.feed(text[i : i + 1])
 
             (seconds,) = _seconds(step)
             milliseconds = 1e3 * seconds / 50
             first = milliseconds if mark == 1_000 else first
-            n_bytes = sum(
-                x.numel() * x.element_size()
-                for layer in cache.layers
-                for x in (layer.keys, layer.values)
-            )
             yield {
                 "policy": str(policy),
                 "at_token": mark,
                 "ms_per_token": milliseconds,
                 "to_first": milliseconds / first,
-                "cache_kb": n_bytes / 1024,
+                "cache_kb": lane.cache_bytes / 1024,
             }
 
 

@@ -68,7 +68,8 @@ class Lane:
         self.lm, self.policy = lm, policy
         self.seen = 0
         self.cache: Any = None
-        self.ids: deque[int] = deque(maxlen=getattr(policy, "n_recent", None) or 1)
+        # What Recompute runs afresh; the other policies leave it empty.
+        self.ids: deque[int] = deque(maxlen=policy.n_recent)
         self.begin: list[int] = []
         if isinstance(policy, Dense):
             self.cache = DynamicCache()
@@ -81,7 +82,7 @@ class Lane:
         self.seen += len(ids)
         if self.policy.recompute:
             self._remember(ids, start)
-            window = torch.tensor([self._window()], device=self.lm.device)
+            window = torch.tensor([[*self.begin, *self.ids]], device=self.lm.device)
             with untouched(model):
                 return model(window, use_cache=False, logits_to_keep=1).logits[0, -1]
         return forward(self.lm, self.cache, ids, last_only=True)[-1]
@@ -90,9 +91,6 @@ class Lane:
         n_begin = max(0, self.policy.n_begin - start)
         self.begin += ids[:n_begin].tolist()
         self.ids.extend(ids[n_begin:].tolist())
-
-    def _window(self) -> list[int]:
-        return self.begin + list(self.ids)
 
     @property
     def cache_size(self) -> int:
