@@ -5,11 +5,12 @@ Knows nothing about models, caches or policies: tensors in, tensors out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sinkviz.positions import rotate
@@ -48,21 +49,50 @@ def null_softmax(
 class Band:
     """What attention must know to let a block of queries see what a cache policy lets them see.
 
-    The first ``n_sink`` keys are sinks that lie at their text position. A query that has left
-    them behind sees them as near as in the cache: it is rotated back (``turn``) for their scores.
+    The first ``n_sink`` keys are sinks; all others form a band: one key per token, in text order,
+    and the last belongs to the last query. A query that has left the sinks behind sees them as
+    near as in the cache: it is rotated back (``turn``) for their scores.
 
     Attributes:
-        visible: which query sees which key.
+        query_position: text position of each query; negative for padding. One row, or one per
+            stream of the batch.
+        key_position: text position of each key; negative where there is none.
         n_sink: leading keys that are sinks.
-        turn: cosine and sine of each query's rotation towards the sinks, (query, pair) each; None
-            where no query needs it, or positions are not rotary.
+        n_recent: most recent tokens that a query sees, itself included; None for all.
+        turn: cosine and sine of each query's rotation towards the sinks; None where no query needs
+            it, or positions are not rotary.
         interleaved: how rotary coordinates are paired.
     """
 
-    visible: Bool[Tensor, "query key"]
+    query_position: Int[Tensor, "row query"]
+    key_position: Int[Tensor, "row key"]
     n_sink: int = 0
-    turn: tuple[Float[Tensor, "query pair"], Float[Tensor, "query pair"]] | None = None
+    n_recent: int | None = None
+    turn: tuple[Float[Tensor, "row query pair"], Float[Tensor, "row query pair"]] | None = None
     interleaved: bool = False
+
+    def to(self, device: torch.device) -> Band:
+        """Return the band with its tensors on a device."""
+        if self.key_position.device == device:
+            return self
+        turn = None if self.turn is None else tuple(part.to(device) for part in self.turn)
+        query, key = self.query_position.to(device), self.key_position.to(device)
+        return replace(self, query_position=query, key_position=key, turn=turn)
+
+    @cached_property
+    def visible(self) -> Bool[Tensor, "row query key"]:
+        """Which query sees which key; padding sees everything, so that its softmax is finite."""
+        query, key = self.query_position[..., None], self.key_position[:, None]
+        visible = (key >= 0) & (key <= query)
+        if self.n_recent is not None:
+            visible &= (key < self.n_sink) | (key > query - self.n_recent)
+        return visible | (query < 0)
+
+    @cached_property
+    def all_filled(self) -> bool:
+        """Whether every key is there for every query that its place in the band lets see it."""
+        reached = self.query_position[:, :1] >= self.n_sink - 1
+        return bool((self.key_position >= 0).all() and reached.all())
 
 
 def banded_attention(
@@ -72,44 +102,152 @@ def banded_attention(
     value: Float[Tensor, "batch kv_head key dimension"],
     attention_mask: Tensor | None,
     *,
-    band: Band,
+    bands: dict[int, Band],
     scaling: float,
     s_aux: Float[Tensor, " head"] | None = None,
+    softcap: float | None = None,
+    maps: bool = False,
     **kwargs: Any,
-) -> tuple[Float[Tensor, "batch query head dimension"], Tensor]:
+) -> tuple[Float[Tensor, "batch query head dimension"], Tensor | None]:
     """Attend over a band of recent keys and the sinks; a transformers attention function.
 
     Args:
-        module: the attention module; not used.
+        module: the attention module; its ``layer_idx`` picks the band.
         query: rotated at text positions where positions are rotary.
         key: sinks first, then the band, oldest first; rotated like the queries.
         value: in the order of the keys.
         attention_mask: a bias to add to the scores (ALiBi, T5), or None.
-        band: what each query sees, and how it turns to the sinks.
+        bands: per layer, what each query sees, and how it turns to the sinks.
         scaling: factor of the dot products.
         s_aux: one null logit per head, see ``null_softmax``.
+        softcap: scores are squeezed into (-softcap, softcap) with a tanh.
+        maps: return the attention too; slower.
         kwargs: whatever else transformers passes on; not used.
 
     Returns:
-        The output, and the attention (batch, head, query, key).
+        The output, and the attention (batch, head, query, key) where asked for.
 
     Source: Xiao et al. 2023, arXiv 2309.17453, section 3.2 (positions within the cache). That
         only queries need turning follows from rotary scores depending on distance alone.
     """
+    band = bands[module.layer_idx].to(query.device)
+    if not maps and band.n_recent is not None and attention_mask is None:
+        return folded_attention(query, key, value, band, scaling, s_aux, softcap), None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    keys = key.transpose(-1, -2)
-    if band.turn is None:
-        scores = query @ keys
-    else:
-        turned = rotate(query, *band.turn, interleaved=band.interleaved)
-        n_sink = band.n_sink
-        scores = torch.cat((turned @ keys[..., :n_sink], query @ keys[..., n_sink:]), dim=-1)
-    scores = scores * scaling
+    keys, n_sink = key.transpose(-1, -2), band.n_sink
+    scores = query @ keys
+    if band.turn is not None:
+        scores[..., :n_sink] = turned(query, band) @ keys[..., :n_sink]
+    scores = _cap(scores * scaling, softcap)
     if attention_mask is not None:
         scores = scores + attention_mask
-    scores = scores.masked_fill(~band.visible, -torch.inf)
+    scores = scores.masked_fill(~band.visible[:, None], -torch.inf)
     attention = null_softmax(scores, s_aux)
     output = attention.to(value.dtype) @ value
     return output.transpose(1, 2).contiguous(), attention
+
+
+def turned(
+    query: Float[Tensor, "batch head query dimension"], band: Band
+) -> Float[Tensor, "batch head query dimension"]:
+    """Return the queries as the sinks meet them: rotated to their position within the cache."""
+    if band.turn is None:
+        return query
+    cos, sin = (part[:, None] for part in band.turn)
+    return rotate(query, cos, sin, interleaved=band.interleaved)
+
+
+def _cap(scores: Tensor, softcap: float | None) -> Tensor:
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def folded_attention(
+    query: Float[Tensor, "batch head query dimension"],
+    key: Float[Tensor, "batch kv_head key dimension"],
+    value: Float[Tensor, "batch kv_head key dimension"],
+    band: Band,
+    scaling: float,
+    s_aux: Float[Tensor, " head"] | None = None,
+    softcap: float | None = None,
+) -> Float[Tensor, "batch query head dimension"]:
+    """Attend over a band at a cost that follows the window, not the block.
+
+    The block is folded into groups of neighbouring queries, and each group attends over the
+    stretch of keys that its queries can see: at most a window and a group long, wherever it lies.
+
+    Args:
+        query: see ``banded_attention``.
+        key: likewise.
+        value: likewise.
+        band: what each query sees.
+        scaling: factor of the dot products.
+        s_aux: one null logit per head.
+        softcap: see ``banded_attention``.
+    """
+    batch, heads, n_query, size = query.shape
+    kv_heads, n_sink, reach = key.shape[1], band.n_sink, band.n_recent - 1
+    shared = heads // kv_heads
+    fold = min(n_query, max(32, min(128, band.n_recent)))
+    n_folds = -(-n_query // fold)
+    spare = n_folds * fold - n_query
+
+    def grouped(x: Tensor) -> Tensor:
+        x = nn.functional.pad(x, (0, 0, 0, spare)) if spare else x
+        x = x.view(batch, kv_heads, shared, n_folds, fold, -1).transpose(2, 3)
+        return x.reshape(batch * kv_heads * n_folds, shared * fold, -1)
+
+    # Keys before the first query, missing ones made up; then the queries' own, and the spare ones.
+    missing = reach - (key.shape[2] - n_sink - n_query)
+
+    def stretched(x: Tensor) -> Tensor:
+        x = nn.functional.pad(x[:, :, n_sink:], (0, 0, missing, spare))
+        x = x.unfold(2, reach + fold, fold)  # batch kv_head fold dimension key
+        return x.reshape(batch * kv_heads * n_folds, size, reach + fold)
+
+    def sinks(x: Tensor) -> Tensor:
+        x = x[:, :, None, :n_sink].expand(-1, -1, n_folds, -1, -1)
+        return x.reshape(batch * kv_heads * n_folds, n_sink, -1)
+
+    row = torch.arange(fold, device=query.device)[:, None]
+    column = torch.arange(reach + fold, device=query.device)
+    mask = query.new_zeros(fold, reach + fold)
+    mask = mask.masked_fill((column < row) | (column > row + reach), -torch.inf).repeat(shared, 1)
+    scores = torch.baddbmm(mask, grouped(query), stretched(key), alpha=scaling)
+    if n_sink:
+        towards = grouped(turned(query, band)) @ sinks(key).transpose(1, 2)
+        scores = torch.cat((towards * scaling, scores), -1)
+    scores = _cap(scores, softcap)
+    if softcap is not None or missing or not band.all_filled:
+        scores = scores.view(batch, kv_heads, n_folds, shared, fold, -1)
+        hidden = ~_folded_visibility(band, n_folds, fold, missing, spare)
+        scores = (
+            scores.masked_fill(hidden[:, None, :, None], -torch.inf).flatten(0, 2).flatten(1, 2)
+        )
+    if s_aux is not None:
+        null = s_aux.view(1, kv_heads, 1, shared, 1).to(scores)
+        null = null.expand(batch, -1, n_folds, -1, fold).reshape(*scores.shape[:2], 1)
+        scores = torch.cat((scores, null), -1)
+    attention = scores.softmax(-1, dtype=torch.promote_types(torch.float32, scores.dtype))
+    attention = attention.to(value.dtype)
+    output = attention[..., n_sink : n_sink + reach + fold] @ stretched(value).transpose(1, 2)
+    if n_sink:
+        output = output + attention[..., :n_sink] @ sinks(value)
+    output = output.view(batch, kv_heads, n_folds, shared, fold, size).permute(0, 2, 4, 1, 3, 5)
+    return output.reshape(batch, n_folds * fold, heads, size)[:, :n_query]
+
+
+def _folded_visibility(
+    band: Band, n_folds: int, fold: int, missing: int, spare: int
+) -> Bool[Tensor, "row fold query key"]:
+    """Return ``band.visible`` in folds: the sinks, then the stretch of keys of each fold."""
+    pad = nn.functional.pad
+    query = pad(band.query_position, (0, spare), value=-1).unflatten(1, (n_folds, fold))
+    key = pad(band.key_position[:, band.n_sink :], (missing, spare), value=-1)
+    key = key.unfold(1, band.n_recent - 1 + fold, fold)
+    front = band.key_position[:, None, : band.n_sink].expand(-1, n_folds, -1)
+    folded = Band(
+        query.flatten(0, 1), torch.cat((front, key), -1).flatten(0, 1), band.n_sink, band.n_recent
+    )
+    return folded.visible.unflatten(0, (-1, n_folds))

@@ -8,137 +8,34 @@ rotary scores depend on distances alone. Knows nothing about text, sampling or s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
 
-from sinkviz.attention import Band
-from sinkviz.families import (
-    Family,
-    check_sliding_window,
-    family_of,
-    rotary_frequencies_of,
-)
-from sinkviz.positions import rotate, rotation_by
+from sinkviz.binding import BoundCache, additive, bind, uninterrupted
+from sinkviz.families import check_sliding_window, layer_kinds, position_limit
+from sinkviz.rings import Clock, Ring, RingLayer
+from sinkviz.trial import family_of
 
 # Window keys are rotated back to small positions once they reach this one. A float32 angle is off
 # by 2e-4 radians at 4,096 and by 0.25 at 4 million; rotating the ring this rarely costs nothing.
 REBASE_AT = 4096
+# Without an attention function of ours, each query of a block needs a rotated copy of the sinks.
+COPIED_BLOCK = 64
 
 
-class RingLayer(CacheLayerMixin):
-    """One layer of a ``SinkCache``: sinks in the first slots, then the ring of recent tokens."""
-
-    is_sliding = False
-
-    def __init__(self, cache: SinkCache) -> None:
-        super().__init__()
-        self.cache = cache
-        self.seen = 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate all slots at once; nothing is allocated later."""
-        size, (batch, heads, _, _) = self.cache.cache_size, key_states.shape
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states.new_zeros(batch, heads, size, key_states.shape[-1])
-        self.values = value_states.new_zeros(batch, heads, size, value_states.shape[-1])
-        self.sinks = self.keys[:, :, : self.cache.n_sink].clone()
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Take in new keys and values; return all that the new queries attend over.
-
-        One token at a time, or as long as nothing is evicted, these are views of the slots. A
-        block that passes the end of the cache gets the old keys and its own in text order, and
-        needs the cache's ``band`` (see there) to see only what the policy allows.
-        """
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        n_new, size, n_sink = key_states.shape[2], self.cache.cache_size, self.cache.n_sink
-        before, after = self.seen, self.seen + key_states.shape[2]
-        self.seen = after
-        if before < n_sink:
-            kept = min(after, n_sink) - before
-            self.sinks[:, :, before : before + kept] = key_states[:, :, :kept]
-
-        if after <= size:
-            self.keys[:, :, before:after] = key_states
-            self.values[:, :, before:after] = value_states
-            return self.keys[:, :, :after], self.values[:, :, :after]
-
-        if n_new == 1:
-            slot = self.cache.slot(before)
-            self.keys[:, :, slot] = key_states[:, :, 0]
-            self.values[:, :, slot] = value_states[:, :, 0]
-            if n_sink and self.cache.frequencies is not None:
-                turn = self.cache.sink_rotation(after)
-                self.keys[:, :, :n_sink] = rotate(
-                    self.sinks, *turn, interleaved=self.cache.family.interleaved
-                )
-            return self.keys, self.values
-
-        return self._update_block(key_states, value_states, before)
-
-    def _update_block(self, key: Tensor, value: Tensor, before: int) -> tuple[Tensor, Tensor]:
-        cache, n_new = self.cache, key.shape[2]
-        if not cache.banded:
-            raise ValueError(
-                f"a block of {n_new} tokens passes the end of a cache of {cache.cache_size} "
-                f"({before} tokens seen): feed one token at a time, or use sinkviz.stream or "
-                "sinkviz.score, which attend over the right band"
-            )
-        held = cache.slot(cache.key_positions(0, seen=before))
-        old_key = self.keys[:, :, held]
-        if before > 0:
-            kept = min(before, cache.n_sink)
-            old_key[:, :, :kept] = self.sinks[:, :, :kept]
-        key = torch.cat((old_key, key), dim=2)
-        value = torch.cat((self.values[:, :, held], value), dim=2)
-        positions = cache.key_positions(n_new, seen=before)
-        newest = (positions < cache.n_sink) | (positions >= self.seen - cache.n_recent)
-        slots = cache.slot(positions[newest])
-        self.keys[:, :, slots] = key[:, :, newest]
-        self.values[:, :, slots] = value[:, :, newest]
-        return key, value
-
-    def rotate_window(self, delta: int) -> None:
-        """Rotate all window keys by ``delta`` tokens, in place."""
-        turn = rotation_by(delta, self.cache.frequencies.to(self.keys.device))
-        n_sink = self.cache.n_sink
-        self.keys[:, :, n_sink:] = rotate(
-            self.keys[:, :, n_sink:], *turn, interleaved=self.cache.family.interleaved
-        )
-
-    def get_seq_length(self) -> int:
-        """Return the position that the next token gets, in the model's (re-based) counting."""
-        return self.seen - self.cache.base
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many keys the next ``query_length`` queries meet, and the mask's offset."""
-        after, cache = self.seen + query_length, self.cache
-        if after <= cache.cache_size or query_length == 1:
-            n_key = min(after, cache.cache_size)
-        else:
-            n_key = len(cache.key_positions(query_length, seen=self.seen))
-        return n_key, self.get_seq_length() + query_length - n_key
-
-    def get_max_length(self) -> int:
-        """Return the number of slots."""
-        return self.cache.cache_size
-
-    def reset(self) -> None:
-        """Forget everything; keep the memory."""
-        self.seen = 0
-
-
-class SinkCache(Cache):
+class SinkCache(BoundCache):
     """A KV cache of ``n_sink`` first and ``n_recent`` most recent tokens.
 
-    Use it with ``sinkviz.stream``, or as ``past_key_values`` of the model itself, one token at a
-    time. ``n_sink=0`` is window attention.
+    Pass it to the model it was made for, as ``past_key_values``: to ``model.generate``, to the
+    model itself, or leave that to ``sinkviz.stream``. Blocks of tokens, turns of a conversation,
+    padding on the left and beams are as exact as one token at a time. ``n_sink=0`` is window
+    attention. The cache sets the positions and the mask of every pass itself.
+
+    Layers that slide by their own design keep their own window, next to layers that see all; where
+    all layers slide, the cache must not be longer than their window.
 
     A cache longer than the model's training length is allowed: distances within it are then new to
     the model, and it degrades as with full attention.
@@ -147,19 +44,31 @@ class SinkCache(Cache):
         model: the causal language model that will use the cache.
         n_sink: first tokens that are never evicted.
         n_recent: most recent tokens that are kept, the current one included.
+        positions: ``cache`` counts positions within the cache (the sinks move along, as in the
+            paper); ``text`` leaves the sinks where they stand in the text, ever further away.
 
     Raises:
-        ValueError: the family is unknown, bakes absolute positions into its keys, or has a sliding
-            window of its own that is shorter than the cache.
+        ValueError: the sizes or the convention make no sense, the family cannot be told or bakes
+            absolute positions into its keys, its own sliding window is shorter than the cache, or
+            its positions end before the cache does.
 
     Source: Xiao et al. 2023, arXiv 2309.17453, section 3.2.
     """
 
-    def __init__(self, model: nn.Module, n_sink: int = 4, n_recent: int = 1020) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        n_sink: int = 4,
+        n_recent: int = 1020,
+        *,
+        positions: str = "cache",
+    ) -> None:
         if n_sink < 0 or n_recent < 1:
             raise ValueError(
                 f"a cache needs n_sink >= 0 and n_recent >= 1, got {n_sink} and {n_recent}"
             )
+        if positions not in ("cache", "text"):
+            raise ValueError(f"positions must be 'cache' or 'text', got {positions!r}")
         family = family_of(model)
         if family.positions == "absolute":
             raise ValueError(
@@ -167,13 +76,54 @@ class SinkCache(Cache):
                 "cache, so neither Window nor SinkWindow is defined; use Dense or Recompute"
             )
         check_sliding_window(model, n_sink + n_recent, "a cache")
-        self.family: Family = family
-        self.frequencies = rotary_frequencies_of(model, family)
-        self.n_sink, self.n_recent = n_sink, n_recent
-        self.base = 0
-        self.banded = False
-        self._sink_rotation: tuple[int, tuple[Tensor, Tensor]] | None = None
-        super().__init__([RingLayer(self) for _ in range(model.config.num_hidden_layers)])
+        self.family, self.n_sink, self.n_recent, self.positions = (
+            family, n_sink, n_recent, positions,
+        )  # fmt: skip
+        self.clock = Clock()
+        self.rings: list[Ring] = []
+        self.kinds: list[str] = []
+        layers = [
+            RingLayer(self._ring(kind), is_sliding=kind.window is not None)
+            for kind in layer_kinds(model, family)
+        ]
+        for ring in self.rings:
+            alike = (
+                r for r in self.rings if (r.n_sink, r.n_recent) == (ring.n_sink, ring.n_recent)
+            )
+            ring.copies = any(r.frequencies is not None for r in alike)
+        self._limit = position_limit(model, family)
+        if self._limit is not None and self.longest >= self._limit:
+            raise ValueError(
+                f"{family.name} tells {self._limit} positions apart (its table ends there, or its "
+                f"rotary frequencies change), the cache has {self.longest}; use at most "
+                f"{self._limit - 1} tokens"
+            )
+        self._device, self._dtype = model.device, model.dtype
+        self._attention = model.config
+        super().__init__(layers)
+        bind(self, model, family)
+
+    def _ring(self, kind: Any) -> Ring:
+        """Return the ring of a kind of layers, one for all of that kind."""
+        size = (self.n_sink, self.n_recent) if kind.window is None else (0, kind.window)
+        for ring in self.rings:
+            same = ring.frequencies is kind.frequencies or (
+                None not in (ring.frequencies, kind.frequencies)
+                and torch.equal(ring.frequencies, kind.frequencies)
+            )
+            if same and (ring.n_sink, ring.n_recent) == size:
+                break
+        else:
+            ring = Ring(
+                self.clock,
+                *size,
+                frequencies=kind.frequencies,
+                interleaved=self.family.interleaved,
+                moves=self.positions == "cache",
+            )
+            self.rings.append(ring)
+        self.kinds.append(kind.name)
+        return ring
 
     @property
     def cache_size(self) -> int:
@@ -181,9 +131,14 @@ class SinkCache(Cache):
         return self.n_sink + self.n_recent
 
     @property
+    def longest(self) -> int:
+        """Slots of the largest ring, a layer's own sliding window included."""
+        return max(ring.size for ring in self.rings)
+
+    @property
     def seen(self) -> int:
-        """Tokens fed so far, evicted ones included."""
-        return self.layers[0].seen
+        """Tokens fed so far, evicted ones and padding included."""
+        return self.clock.seen
 
     @property
     def n_bytes(self) -> int:
@@ -195,86 +150,220 @@ class SinkCache(Cache):
             for x in (layer.keys, layer.values, layer.sinks)
         )
 
-    def slot(self, position: Int[Tensor, " key"] | int) -> Int[Tensor, " key"] | int:
-        """Return the slot in which the token of a text position is kept."""
-        ring = self.n_sink + (position - self.n_sink) % self.n_recent
-        if isinstance(position, int):
-            return position if position < self.n_sink else ring
-        return torch.where(position < self.n_sink, position, ring)
+    @property
+    def is_full(self) -> bool:
+        """Whether every slot is taken, so that the next token moves nothing but tensors."""
+        return self.clock.padding is None and self.clock.seen >= self.longest
 
-    def key_positions(self, n_new: int, *, seen: int | None = None) -> Int[Tensor, " key"]:
-        """Return the text positions of the keys that the next ``n_new`` queries meet, in order.
+    def bands(self, n_new: int) -> bool:
+        """Return whether a pass over ``n_new`` tokens needs a band in some layer."""
+        return any(ring.layout(n_new) == "band" for ring in self.rings)
 
-        Args:
-            n_new: tokens about to be fed; 0 asks for what is held now, oldest first.
-            seen: tokens fed before, where a layer is ahead of the others.
+    def largest_block(self, turning: bool) -> int | None:
+        """Return the most tokens that one pass should feed; None for any number."""
+        limits = [] if self._limit is None else [self._limit - self.longest]
+        if not turning and self.n_sink and any(r.frequencies is not None for r in self.rings):
+            limits.append(COPIED_BLOCK)
+        return min(limits, default=None)
+
+    # A pass -------------------------------------------------------------------------------------
+
+    def begin(self, batch: int, n_new: int, attention_mask: Tensor | None) -> dict[str, Any]:
+        """Prepare a pass; return position ids and mask, or the bands of ``banded_attention``.
+
+        Raises:
+            ValueError: the padding is not on the left, the mask is not two-dimensional, the
+                attention implementation takes no mask where one is needed, or the block has more
+                positions than the model.
         """
-        seen = self.seen if seen is None else seen
-        after = seen + n_new
-        device = self.layers[0].keys.device if self.layers[0].is_initialized else None
-        if after > self.cache_size and n_new == 1:
-            slots = torch.arange(self.n_recent, device=device)
-            newest = seen - (seen - self.n_sink - slots) % self.n_recent
-            return torch.cat((torch.arange(self.n_sink, device=device), newest))
-        n_sink = min(self.n_sink, after)
-        oldest = max(n_sink, seen - self.n_recent)
-        sinks, recent = torch.arange(n_sink), torch.arange(oldest, after)
-        return torch.cat((sinks, recent)).to(device)
+        if self.rings[0].step is not None:
+            self._rollback()
+        clock = self.clock
+        self._padding_before = clock.padding
+        if attention_mask is not None:
+            clock.padding = self._padding_after(attention_mask, n_new)
+        self._rebase(n_new)
+        for ring in self.rings:
+            ring.begin(n_new, self._device)
+        start = clock.seen - clock.base
+        position = torch.arange(start, start + n_new, device=self._device).expand(batch, -1)
+        changes: dict[str, Any] = {"position_ids": position, "attention_mask": None}
+        if self.family.alibi:
+            # Only its length counts; the hooks of the attention modules bring the real mask.
+            n_key = self.get_mask_sizes(n_new, 0)[0]
+            ones = torch.ones(batch, n_key, dtype=torch.long, device=self._device)
+            changes["attention_mask"] = ones
+            if self.family.positions == "bias":
+                del changes["position_ids"]
+        elif clock.turning:
+            bands = {id(ring): ring.step.band.to(self._device) for ring in self.rings}
+            changes["bands"] = {
+                index: bands[id(layer.ring)] for index, layer in enumerate(self.layers)
+            }
+        elif clock.padding is not None or self.bands(n_new):
+            changes["attention_mask"] = self._masks()
+        return changes
 
-    def distances(self, position_ids: Int[Tensor, "batch query"]) -> Int[Tensor, "batch query key"]:
-        """Return how far each key lies from each query *within the cache*, tokens.
+    def _masks(self) -> Tensor | dict[str, Tensor]:
+        implementation = self._attention._attn_implementation
+        if implementation.startswith(("flash", "flex", "paged")):
+            raise ValueError(
+                f"{implementation} takes no mask of ours, which padding and blocks that pass the "
+                "end of the cache need; use attn_implementation='sdpa', or feed one unpadded token "
+                "at a time"
+            )
+        made = [additive(ring.step.visible, self._dtype).to(self._device) for ring in self.rings]
+        if len(made) == 1:
+            return made[0]
+        by_ring = {id(ring): mask for ring, mask in zip(self.rings, made, strict=True)}
+        return {
+            kind: by_ring[id(layer.ring)]
+            for kind, layer in zip(self.kinds, self.layers, strict=True)
+        }
 
-        For models that turn distances into biases (ALiBi, T5). Negative for keys in the future.
+    def _padding_after(self, mask: Tensor, n_new: int) -> Tensor | None:
+        if mask.ndim != 2:
+            raise ValueError(
+                f"attention_mask must be (batch, token), got {mask.ndim} axes; the cache makes its "
+                "own mask from the padding"
+            )
+        hidden = (mask[:, -n_new:] == 0).cpu()
+        before = self.clock.padding
+        if not hidden.any():
+            return before
+        before = torch.zeros(len(hidden), dtype=torch.long) if before is None else before
+        leading = hidden.cumprod(-1).sum(-1)
+        inside = (hidden.sum(-1) != leading) | ((leading > 0) & (before != self.clock.seen))
+        if inside.any():
+            raise ValueError(
+                "padding must be on the left: stream "
+                f"{int(inside.nonzero()[0])} has a hidden token after a visible one; set "
+                "tokenizer.padding_side = 'left'"
+            )
+        return before + leading
+
+    def _rebase(self, n_new: int) -> None:
+        """Move the positions that the model counts back to small ones, if they are due.
+
+        Positions stay below ``REBASE_AT + longest + n_new``, and below the model's own limit.
         """
-        query = position_ids[..., None] + self.base
-        key = self.key_positions(position_ids.shape[-1]).to(query.device)
-        evicted = (query - self.cache_size + 1).clamp(min=0)
-        return query - key - torch.where(key < self.n_sink, evicted, 0)
+        clock = self.clock
+        if all(ring.frequencies is None for ring in self.rings):
+            clock.base = clock.seen
+            return
+        start = clock.seen - clock.base
+        over = self._limit is not None and start + n_new > self._limit
+        if not over and start <= REBASE_AT + self.longest:
+            return
+        first = clock.seen - (0 if clock.padding is None else int(clock.padding.max()))
+        base = clock.seen - self.longest
+        if base > clock.base and first >= self.n_sink:
+            turned = [layer.rotated_by(clock.base - base) for layer in self.layers]
+            with uninterrupted():
+                for layer, keys in zip(self.layers, turned, strict=True):
+                    if keys is not None:
+                        layer.keys.copy_(keys)
+                clock.base = base
+        if self._limit is not None and clock.seen - clock.base + n_new > self._limit:
+            raise ValueError(
+                f"{self.family.name} tells {self._limit} positions apart, a block of {n_new} "
+                f"tokens after {clock.seen - clock.base} has more; feed at most "
+                f"{self._limit - self.longest} at a time (sinkviz.stream does)"
+            )
 
-    def band(self, n_new: int) -> Band:
-        """Return the band for the next ``n_new`` queries; pass it on to the model as ``band=``."""
-        key = self.key_positions(n_new)
-        query = torch.arange(self.seen, self.seen + n_new, device=key.device)[:, None]
-        visible = (key <= query) & ((key < self.n_sink) | (key > query - self.n_recent))
-        turn = None
-        evicts = self.seen + n_new > self.cache_size
-        # A single query meets sinks that the cache itself has moved next to the window.
-        if self.frequencies is not None and self.n_sink and evicts and n_new > 1:
-            # From its (re-based) text position back to its position within the cache.
-            delta = query[:, 0].clamp(max=self.cache_size - 1) - (query[:, 0] - self.base)
-            turn = rotation_by(delta, self.frequencies.to(key.device))
-        return Band(
-            visible=visible,
-            n_sink=min(self.n_sink, len(key)),
-            turn=turn,
-            interleaved=self.family.interleaved,
-        )
+    def commit(self) -> None:
+        """Count the tokens of the pass."""
+        n_new = self.rings[0].step.n_new
+        with uninterrupted():
+            for layer in self.layers:
+                layer.commit()
+            for ring in self.rings:
+                ring.step = None
+            self.clock.seen += n_new
 
-    def sink_rotation(self, after: int) -> tuple[Tensor, Tensor]:
-        """Return the rotation that moves the sinks right before the window, once per step."""
-        delta = after - self.cache_size - self.base
-        if self._sink_rotation is None or self._sink_rotation[0] != delta:
-            self._sink_rotation = (delta, rotation_by(delta, self.frequencies))
-        return self._sink_rotation[1]
+    def _rollback(self) -> None:
+        for layer in self.layers:
+            layer.rollback()
+        for ring in self.rings:
+            ring.step = None
+        self.clock.padding = self._padding_before
 
-    def next_positions(self, n_new: int) -> Int[Tensor, "1 query"]:
-        """Return the position ids of the next tokens, re-basing the window first when due.
+    def layout_of(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return distance and visibility of this pass, (row, query, key) each."""
+        step = self.layers[layer].ring.step
+        return step.distance, step.visible
 
-        Positions stay below ``REBASE_AT + cache_size + n_new``, however long the stream.
+    def distances(self, position_ids: Int[Tensor, "batch query"]) -> Int[Tensor, "row query key"]:
+        """Return how far each key of this pass lies from each query *within the cache*, tokens.
+
+        For the classroom models that turn distances into biases. Negative for keys in the future.
         """
-        if self.frequencies is not None and self.seen > self.cache_size:
-            if self.seen - self.base > REBASE_AT + self.cache_size:
-                base = self.seen - self.cache_size
-                for layer in self.layers:
-                    layer.rotate_window(self.base - base)
-                self.base = base
-        start = self.seen - self.base
-        return torch.arange(start, start + n_new)[None]
+        return self.rings[0].step.distance.to(position_ids.device)
+
+    # Batches ------------------------------------------------------------------------------------
+
+    def reorder_cache(self, beam_idx: Int[Tensor, " row"]) -> None:
+        """Let each row go on as a copy of another, as beam search asks."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Int[Tensor, " row"]) -> None:
+        """Keep these rows of the batch."""
+        for layer in self.layers:
+            layer.take_rows(indices)
+        if self.clock.padding is not None:
+            self.clock.padding = self.clock.padding[indices.cpu()]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row, as beam search and several answers per prompt ask."""
+        first = next((layer for layer in self.layers if layer.is_initialized), None)
+        if first is not None:
+            rows = torch.arange(len(first.keys)).repeat_interleave(repeats)
+            self.batch_select_indices(rows)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse: evicted tokens cannot come back.
+
+        Raises:
+            ValueError: always, except for nothing to remove.
+        """
+        if tokens_to_remove:
+            raise ValueError(
+                "a SinkCache cannot go back: what it evicted is gone; assisted and contrastive "
+                "decoding need a cache that keeps everything"
+            )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Return all that it takes to go on: tensors by name, and the clock."""
+        held = {
+            f"layers.{index}.{name}": getattr(layer, name)
+            for index, layer in enumerate(self.layers)
+            if layer.is_initialized
+            for name in ("keys", "values", "sinks")
+        }
+        if self.clock.padding is not None:
+            held["padding"] = self.clock.padding
+        return held, {"seen": self.clock.seen, "base": self.clock.base}
+
+    def restore(self, tensors: dict[str, Tensor], clock: dict[str, int]) -> None:
+        """Go on where ``state`` was taken, with a cache of the same sizes."""
+        self.reset()
+        for index, layer in enumerate(self.layers):
+            if f"layers.{index}.keys" in tensors:
+                held = (
+                    tensors[f"layers.{index}.{name}"].to(self._device)
+                    for name in ("keys", "values", "sinks")
+                )
+                layer.restore(*held)
+        self.clock.padding = tensors.get("padding")
+        self.clock.seen, self.clock.base = clock["seen"], clock["base"]
 
     def reset(self) -> None:
         """Forget everything; keep the memory."""
-        super().reset()
-        self.base, self._sink_rotation = 0, None
+        for layer in self.layers:
+            layer.reset()
+        for ring in self.rings:
+            ring.step = None
+        self.clock.seen, self.clock.base, self.clock.padding = 0, 0, None
 
     def __repr__(self) -> str:
         return f"SinkCache(n_sink={self.n_sink}, n_recent={self.n_recent}, seen={self.seen})"

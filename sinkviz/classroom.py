@@ -331,7 +331,7 @@ class ClassroomModel(ClassroomPreTrainedModel):
         else:
             seen = cache.get_seq_length() if cache is not None else 0
             keys = torch.arange(seen + position_ids.shape[1], device=position_ids.device)
-            distance = position_ids[..., None] - keys
+            distance = keys[None, seen:, None] - keys
         bias = self.score_bias(distance).to(dtype)
         visible = mask if mask is not None else (distance >= 0)[:, None]
         if visible.dtype == torch.bool:

@@ -1,4 +1,4 @@
-"""The ``sinkviz`` command: lab, score, stream, report, train, bench.
+"""The ``sinkviz`` command: lab, score, stream, chat, report, train, bench.
 
 Reads arguments, calls one function of the package, prints what it returns. Results go to standard
 output, everything else to standard error. Heavy imports happen inside the commands, so that
@@ -19,19 +19,24 @@ from sinkviz.terminal import (
     INTERRUPTED,
     Json,
     Model,
+    Picture,
     PlainErrors,
     Policies,
     ReportPolicies,
+    Seed,
     Skip,
     Source,
+    Temperature,
     Tokens,
     say,
     show,
+    told,
 )
 
 if TYPE_CHECKING:
     from sinkviz.models import LM
     from sinkviz.policies import Policy
+    from sinkviz.records import Turn
     from sinkviz.streaming import Step
 
 POLICIES = "dense,0+64,4+60,recompute:64"
@@ -124,10 +129,7 @@ def score(
     policies: Policies = POLICIES,
     tokens: Tokens = 20_000,
     skip: Skip = 0,
-    figure: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also draw nll along the text: .png, .svg or .pdf."),
-    ] = None,
+    figure: Picture = None,
     as_json: Json = False,
 ) -> None:
     """Measure how well a model predicts a text when its cache forgets.
@@ -137,8 +139,6 @@ def score(
     quarter minus that of the second quarter (near 0: it could go on forever).
     """
     chosen = _policies(policies)
-    if figure is not None and figure.suffix not in (".png", ".svg", ".pdf"):
-        raise typer.BadParameter(f"--figure must end in .png, .svg or .pdf, got {figure.name}")
     from sinkviz.experiments import first_token_sinks, forgetting_from, measure, tidy
     from sinkviz.report import save_nll_figure
 
@@ -178,9 +178,7 @@ def stream(
     max_new_tokens: Annotated[
         int, typer.Option(min=0, help="Stop after so many tokens; 0 goes on until Ctrl-C.")
     ] = 200,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 takes the likeliest token; 1 samples as the model.")
-    ] = 0.0,
+    temperature: Temperature = 0.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample among the k likeliest.")] = None,
     top_p: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest share p.")
@@ -188,7 +186,7 @@ def stream(
     repetition_penalty: Annotated[
         float, typer.Option(min=0.0, help="Above 1: recent tokens become less likely.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Let a model write on and on, under a cache that forgets.
@@ -242,6 +240,96 @@ def stream(
             f"{mean:.2f} nats and {1000 * seconds / max(1, len(done)):.1f} ms per token",
             style="dim",
         )
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def chat(
+    model: Model,
+    policies: Annotated[
+        str,
+        typer.Option(
+            "--policy",
+            metavar="LIST",
+            help="What may stay in the cache, comma-separated: dense (everything), window and sink "
+            "(half the training length, at most 1024), or 0+64, 4+60, recompute:64.",
+        ),
+    ] = "dense,window,sink",
+    category: Annotated[
+        str | None, typer.Option(help="Ask only questions of this kind, such as science.")
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="Ask so many questions; 0 goes on until Ctrl-C.")
+    ] = 0,
+    answer_tokens: Annotated[
+        int, typer.Option(min=1, help="End an answer after so many tokens.")
+    ] = 64,
+    temperature: Temperature = 0.7,
+    seed: Seed = 0,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Stop a policy whose cache grows larger, such as 200MB; by default half of what "
+            "is free.",
+        ),
+    ] = None,
+    figure: Picture = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a model question after question, and never empty its cache.
+
+    Several policies hear the same questions. The nll of a question tells whether the model still
+    follows, and the cache what that costs. A policy that runs out of memory stops, and the others
+    go on. A model that was not trained to answer, such as the bundled ones, rambles; its nll and
+    its memory are as real. Ctrl-C ends the chat.
+    """
+    _chat_policies(policies, 64)  # a wrong name is told before the model is loaded
+    from dataclasses import asdict
+
+    from sinkviz.chatting import chat as chat_on
+    from sinkviz.chatting import tidy
+    from sinkviz.memory import parse_size
+    from sinkviz.plots import grid_chat
+    from sinkviz.questions import questions
+    from sinkviz.report import save_figure
+
+    asked = questions(category, seed)
+    limit = None if memory_limit is None else parse_size(memory_limit)
+    lm = _load(model)
+    chosen = _chat_policies(policies, min(1024, (lm.train_length or 2048) // 2))
+    alone, interrupted = len(chosen) == 1, False
+    turns = chat_on(
+        lm,
+        chosen,
+        asked,
+        rounds=rounds or None,
+        answer_tokens=answer_tokens,
+        temperature=temperature,
+        memory_limit=limit,
+        live=alone,
+        seed=seed,
+    )
+    done: list[Turn] = []
+    try:
+        with closing(turns):
+            for turn in told(turns, alone, sys.stderr if as_json else sys.stdout):
+                done += [turn] * turn.done
+    except KeyboardInterrupt:
+        interrupted = True
+    document = {
+        "model": lm.name,
+        "seed": seed,
+        "interrupted": interrupted,
+        "rows": tidy(done),
+        "turns": [{**asdict(turn), "policy": str(turn.policy)} for turn in done],
+    }
+    title = f"{lm.name}; nll in nats per token, late: of the last quarter of the questions"
+    show(document, title, as_json)
+    if figure is not None and done:
+        save_figure(grid_chat(done), figure)
+        say(f"drew {figure}")
     if interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -359,6 +447,13 @@ def _policies(text: str, most: int | None = None) -> list[Policy]:
     if not chosen or len(chosen) > (most or len(chosen)):
         raise ValueError(f"expected {most or 'one or more'} policy, got {text!r}; try 4+60")
     return chosen
+
+
+def _chat_policies(text: str, size: int) -> list[Policy]:
+    """Return the policies of a text in which ``window`` and ``sink`` have a cache of ``size``."""
+    n_sink = min(4, size - 1)
+    named = {"window": f"0+{size}", "sink": f"{n_sink}+{size - n_sink}"}
+    return _policies(",".join(named.get(part.strip().lower(), part) for part in text.split(",")))
 
 
 def _load(name: str) -> LM:

@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from sinkviz.positions import rotary_frequencies
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,17 @@ class Family:
         positions: ``rotary``; ``bias`` (ALiBi, T5: computed from distances); ``none``; or
             ``absolute`` (learned or sinusoidal vectors, baked into every key).
         attention: name of the attention module within a layer.
-        rotary: path from the causal LM to the module that holds ``inv_freq``.
+        rotary: path from the causal LM to the module that holds ``inv_freq``; empty where the
+            model has a table of sines instead.
         interleaved: rotary coordinates are paired 2 i with 2 i + 1.
+        interface: attention goes through transformers' attention interface, arguments of ours
+            included, so that it can be replaced by name.
+        alibi: argument of the attention module that takes the ALiBi bias, where the model builds
+            the bias itself.
+        scaled_alibi: the bias is divided by the square root of the head size, as the scores are.
+        unrotated: layers without positions in a rotary model: those that the config's list of this
+            name marks with 0, or all layers of this type.
+        drops_cache: ``generate`` throws any cache away once, at the original training length.
     """
 
     name: str
@@ -30,63 +42,143 @@ class Family:
     attention: str = "self_attn"
     rotary: str = "model.rotary_emb"
     interleaved: bool = False
+    interface: bool = True
+    alibi: str = ""
+    scaled_alibi: bool = False
+    unrotated: str = ""
+    drops_cache: bool = False
+
+    @property
+    def ends(self) -> bool:
+        """Whether positions come from a table, which ends."""
+        table = self.positions == "rotary" and not self.rotary
+        return table or self.positions == "absolute" or self.alibi == "position_bias"
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """How the layers of one kind see the text.
+
+    Attributes:
+        frequencies: rotary frequencies, radians per token; None where keys are not rotated.
+        window: tokens that the layer sees by its own design, itself included; None for all.
+        name: transformers' name of the kind, under which a model looks up its mask.
+    """
+
+    frequencies: Tensor | None
+    window: int | None = None
+    name: str = "full_attention"
 
 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("sinkviz_classroom"),
-        Family("llama"),
-        Family("mistral"),
-        Family("qwen2"),
-        Family("qwen3"),
-        Family("phi"),
+        *map(
+            Family,
+            ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2")
+            + ("gemma3_text", "phi", "olmo2", "starcoder2", "gpt_oss"),
+        ),
+        Family("phi3", drops_cache=True),
+        # Its attention does not hand further arguments on to the interface.
+        Family("stablelm", interface=False),
+        Family("cohere", interleaved=True),
+        Family("cohere2", interleaved=True, unrotated="full_attention"),
+        Family("smollm3", unrotated="no_rope_layers"),
         Family("gpt_neox", attention="attention", rotary="gpt_neox.rotary_emb"),
+        Family("gptj", attention="attn", rotary="", interleaved=True, interface=False),
+        Family("codegen", attention="attn", rotary="", interleaved=True, interface=False),
+        Family(
+            "falcon",
+            attention="self_attention",
+            rotary="transformer.rotary_emb",
+            interface=False,
+        ),
+        Family("mpt", "bias", "attn", "", interface=False, alibi="position_bias"),
+        Family("bloom", "bias", "self_attention", "", interface=False, alibi="alibi"),
+        Family("gpt2", "absolute", "attn", ""),
+        Family("opt", "absolute", "self_attn", ""),
     )
 }
 
 CLASSROOM_POSITIONS = {"rope": "rotary", "alibi": "bias", "t5": "bias", "none": "none"}
 
 
-def family_of(model: nn.Module) -> Family:
-    """Return the family of a causal language model.
+def known_family(model: nn.Module) -> Family | None:
+    """Return the row of a causal language model, or None where the table has none."""
+    config = model.config.get_text_config()
+    family = FAMILIES.get(config.model_type)
+    if config.model_type == "sinkviz_classroom":
+        return replace(family, positions=CLASSROOM_POSITIONS.get(config.position, "absolute"))
+    if config.model_type == "falcon" and config.alibi:
+        return replace(family, positions="bias", alibi="alibi", scaled_alibi=True)
+    return family
 
-    Raises:
-        ValueError: the family is not in the table.
+
+def layer_kinds(model: nn.Module, family: Family) -> list[LayerKind]:
+    """Return what each layer sees and how its keys are rotated, first layer first."""
+    config = model.config.get_text_config()
+    n_layers = config.num_hidden_layers
+    types = getattr(config, "layer_types", None) or ["full_attention"] * n_layers
+    # Where all layers slide alike, the window limits the policy instead: see check_sliding_window.
+    mixed = len(set(types)) > 1
+    marks = getattr(config, family.unrotated, None) if family.unrotated else None
+    kinds = []
+    for index, name in enumerate(types):
+        turns = marks[index] if marks is not None else name != family.unrotated
+        frequencies = _frequencies(model, family, name) if turns else None
+        window = config.sliding_window if mixed and name == "sliding_attention" else None
+        kinds.append(LayerKind(frequencies, window, name))
+    return kinds
+
+
+def _frequencies(model: nn.Module, family: Family, kind: str) -> Tensor | None:
+    if family.positions != "rotary":
+        return None
+    precision = torch.promote_types(model.dtype, torch.float32)
+    if not family.rotary:
+        config = model.config
+        dimension = config.rotary_dim or config.hidden_size // config.num_attention_heads
+        return rotary_frequencies(dimension).to(model.device, precision)
+    module = model.get_submodule(family.rotary)
+    # Dynamic variants overwrite ``inv_freq`` when positions grow; ours never do.
+    for name in ("original_inv_freq", "inv_freq", f"{kind}_inv_freq"):
+        if isinstance(found := getattr(module, name, None), Tensor):
+            return found.detach().to(precision)
+    raise ValueError(f"{family.name} has no rotary frequencies at {family.rotary}")
+
+
+def position_limit(model: nn.Module, family: Family) -> int | None:
+    """Return how many positions a model can tell apart without changing; None for any number.
+
+    Models with a table of positions end there. Dynamic and long rotary scaling changes its
+    frequencies beyond the original training length, while keys that were cached before keep theirs.
     """
-    name = model.config.model_type
-    if name not in FAMILIES:
-        raise ValueError(
-            f"no family {name!r} in sinkviz.families; known are {', '.join(FAMILIES)}. "
-            "Use a model of one of these families"
-        )
-    if name == "sinkviz_classroom":
-        scheme = model.config.position
-        return replace(FAMILIES[name], positions=CLASSROOM_POSITIONS.get(scheme, "absolute"))
-    return FAMILIES[name]
+    config = model.config.get_text_config()
+    if family.ends and not family.alibi:
+        return getattr(config, "max_position_embeddings", None)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if parameters.get("rope_type") in ("dynamic", "longrope"):
+        return parameters.get("original_max_position_embeddings", config.max_position_embeddings)
+    return None
 
 
 def check_sliding_window(model: nn.Module, n_tokens: int, what: str) -> None:
-    """Raise ValueError where a model's own sliding window would cut ``what``.
+    """Raise ValueError where the sliding window of all of a model's layers would cut ``what``.
 
     Args:
         model: the model.
         n_tokens: how many tokens back it would have to see.
         what: named in the message.
     """
-    window = getattr(model.config, "sliding_window", None)
-    if window is not None and n_tokens > window:
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    mixed = len(set(getattr(config, "layer_types", None) or ())) > 1
+    if window is not None and not mixed and n_tokens > window:
         raise ValueError(
-            f"{model.config.model_type} sees only {window} tokens back in its sliding layers, "
+            f"{config.model_type} sees only {window} tokens back in its sliding layers, "
             f"{what} of {n_tokens} would be cut; use at most {window} tokens"
         )
-
-
-def rotary_frequencies_of(model: nn.Module, family: Family) -> Tensor | None:
-    """Return the rotary frequencies of a model, radians per token, or None if it has none."""
-    if family.positions != "rotary":
-        return None
-    return model.get_submodule(family.rotary).inv_freq.detach()
 
 
 def attention_modules(model: nn.Module, family: Family) -> list[nn.Module]:

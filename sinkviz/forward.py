@@ -6,6 +6,7 @@ Knows nothing about policies, text or figures.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from sinkviz.attention import Band, banded_attention
+from sinkviz.binding import BoundCache
 from sinkviz.caches import SinkCache
 from sinkviz.families import attention_modules, check_sliding_window
 from sinkviz.models import LM, untouched
+from sinkviz.ranked import RankedCache
 
 BANDED = "sinkviz_banded"
 AttentionInterface.register(BANDED, banded_attention)
@@ -29,49 +32,141 @@ AttentionMaskInterface.register(BANDED, lambda *args, **kwargs: None)
 def forward(
     lm: LM,
     cache: Any,
-    ids: Int[Tensor, " token"],
+    ids: Int[Tensor, "*batch token"],
     *,
+    attention_mask: Int[Tensor, "*batch token"] | None = None,
     last_only: bool = False,
     maps: bool = False,
-) -> Float[Tensor, "predicted vocabulary"]:
+) -> Float[Tensor, "*batch predicted vocabulary"]:
     """Feed a block of tokens to the model and its cache; return the logits after each.
 
     A block may be longer than the cache: every token still sees exactly what the policy lets it
-    see, because the block attends over a band (``sinkviz.attention.Band``).
+    see. Where the model lets its attention be replaced, the block attends over a band
+    (``sinkviz.attention.Band``); elsewhere the cache makes a mask and copies of the sinks.
 
     Args:
         lm: the language model.
         cache: a ``SinkCache``, or any transformers cache for full attention.
-        ids: the tokens.
+        ids: the tokens, of one stream or of a batch.
+        attention_mask: 0 where a token is padding, on the left of a stream.
         last_only: return the logits after the last token alone.
         maps: compute attention maps, for ``watch``.
     """
-    n_new, options = len(ids), {}
-    keep = 1 if last_only else 0
-    ring = isinstance(cache, SinkCache)
-    if ring:
-        options["position_ids"] = cache.next_positions(n_new).to(lm.device)
-    banded = maps or (ring and n_new > 1 and cache.seen + n_new > cache.cache_size)
-    if banded:
-        options["band"] = cache.band(n_new) if ring else _causal_band(lm, cache, n_new)
-    with untouched(lm.model, BANDED if banded else None):
+    fed = ids if ids.ndim == 2 else ids[None]
+    mask = attention_mask if attention_mask is None or ids.ndim == 2 else attention_mask[None]
+    ring, n_new = isinstance(cache, SinkCache), fed.shape[1]
+    turning = lm.family.interface and not isinstance(cache, RankedCache)
+    turning = turning and (maps or (ring and cache.bands(n_new)))
+    sizes = [n_new]
+    if ring and (most := cache.largest_block(turning)) is not None:
+        sizes = [min(most, n_new - start) for start in range(0, n_new, most)]
+    elif isinstance(cache, RankedCache):
+        sizes = cache.parts(n_new)
+    masks = [None] * len(sizes) if mask is None else mask.split(sizes, 1)
+    logits = [
+        _one_pass(lm, cache, part, mask, turning, last_only, maps)
+        for part, mask in zip(fed.split(sizes, 1), masks, strict=True)
+    ]
+    whole = logits[-1] if last_only or len(logits) == 1 else torch.cat(logits, 1)
+    return whole if ids.ndim == 2 else whole[0]
+
+
+def _one_pass(
+    lm: LM,
+    cache: Any,
+    ids: Tensor,
+    mask: Tensor | None,
+    turning: bool,
+    last_only: bool,
+    maps: bool,
+) -> Tensor:
+    options: dict[str, Any] = {"logits_to_keep": 1 if last_only else 0}
+    ring, bound = isinstance(cache, SinkCache), isinstance(cache, BoundCache)
+    if maps and turning:
+        options["maps"] = True
+    if turning and not ring:
+        options["bands"] = _causal_bands(lm, cache, ids.shape[1])
+    if mask is not None and not bound:
+        mask = _whole_mask(cache, mask)
+        options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if lm.family.alibi:
+            del options["position_ids"]
+    observed = maps or getattr(cache, "observes", False)
+    attention = BANDED if turning else "eager" if observed else None
+    with untouched(lm.model, attention):
         if ring:
-            cache.banded = banded
+            cache.clock.turning = turning
+        held = cache.get_seq_length()
         try:
             output = lm.model(
-                ids[None], past_key_values=cache, use_cache=True, logits_to_keep=keep, **options
+                ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options
             )
+        except BaseException:
+            if not bound:
+                _cut(cache, held)
+            raise
         finally:
             if ring:
-                cache.banded = False
-    return output.logits[0]
+                cache.clock.turning = False
+    return output.logits
 
 
-def _causal_band(lm: LM, cache: Any, n_new: int) -> Band:
+def _cut(cache: Any, held: int) -> None:
+    """Take back what some layers of a plain cache have taken in of a pass that broke off."""
+    for layer in cache.layers:
+        if layer.is_initialized:
+            layer.keys, layer.values = layer.keys[:, :, :held], layer.values[:, :, :held]
+
+
+def compiled_step(lm: LM) -> Callable[[SinkCache, Int[Tensor, " token"]], Tensor]:
+    """Return a function that feeds one token to a full cache in one compiled graph.
+
+    A full ring is static: its memory never moves, and what changes from step to step are numbers in
+    tensors. So one graph, on CUDA one CUDA graph, serves every further token. (``generate`` would
+    compile from the first token on, with a mask over all slots: ``is_compileable`` stays False.)
+
+    Args:
+        lm: the language model.
+    """
+    mode = "reduce-overhead" if lm.device.type == "cuda" else None
+    run = torch.compile(lm.model.forward, fullgraph=True, dynamic=False, mode=mode)
+    marked: weakref.WeakSet[SinkCache] = weakref.WeakSet()
+
+    def step(cache: SinkCache, ids: Int[Tensor, " token"]) -> Tensor:
+        if cache not in marked:
+            for layer in cache.layers:
+                for held in (layer.keys, layer.values, layer.sinks):
+                    torch._dynamo.mark_static_address(held)
+            marked.add(cache)
+        with untouched(lm.model):
+            changes = cache.begin(1, 1, None)
+            cache.clock.compiled = True
+            try:
+                # The graph's own memory is overwritten by the next replay.
+                logits = run(
+                    ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1, **changes
+                ).logits.clone()
+            finally:
+                cache.clock.compiled = False
+            cache.commit()
+        return logits[0]
+
+    return step
+
+
+def _whole_mask(cache: Any, mask: Tensor) -> Tensor:
+    """Return the mask of the whole text so far, kept with the cache; a plain cache has none."""
+    before = getattr(cache, "sinkviz_mask", mask[:, :0])[:, : cache.get_seq_length()]
+    cache.sinkviz_mask = torch.cat((before, mask), 1)
+    return cache.sinkviz_mask
+
+
+def _causal_bands(lm: LM, cache: Any, n_new: int) -> dict[int, Band]:
     seen = cache.get_seq_length()
     check_sliding_window(lm.model, seen + n_new, "a text")
-    key = torch.arange(seen + n_new, device=lm.device)
-    return Band(visible=key <= key[seen:, None])
+    key = torch.arange(seen + n_new, device=lm.device)[None]
+    band = Band(query_position=key[:, seen:], key_position=key)
+    return dict.fromkeys(range(lm.model.config.get_text_config().num_hidden_layers), band)
 
 
 @contextlib.contextmanager

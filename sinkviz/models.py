@@ -17,12 +17,24 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedModel,
+    TextStreamer,
+)
+from transformers.cache_utils import Cache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
 import sinkviz.classroom  # noqa: F401  (registers the classroom model with the Auto classes)
-from sinkviz.families import Family, family_of
+from sinkviz.caches import SinkCache
+from sinkviz.families import Family
+from sinkviz.policies import Dense, Policy, SinkWindow, Window, parse_policy
+from sinkviz.ranked import RankedCache
+from sinkviz.trial import family_of
 
 Text = str | Sequence[int] | Tensor
 
@@ -46,11 +58,13 @@ class LM:
         model: a transformers causal language model.
         tokenizer: its tokenizer, or None: then give token ids wherever a text is taken.
         name: shown in figures and records.
+        policy: what stays in the cache of ``generate``.
     """
 
     model: PreTrainedModel
     tokenizer: Any = None
     name: str = ""
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, PreTrainedModel) or not self.model.can_generate():
@@ -77,7 +91,9 @@ class LM:
     @property
     def train_length(self) -> int | None:
         """Tokens the model was trained on at a time, or None where its config does not say."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        config = self.model.config.get_text_config()
+        names = ("max_position_embeddings", "max_seq_len", "seq_length")
+        return next((size for name in names if (size := getattr(config, name, None))), None)
 
     def encode(self, text: Text) -> Int[Tensor, " token"]:
         """Return the ids of a text, with the first token that the tokenizer puts in front.
@@ -122,6 +138,64 @@ class LM:
             return " ".join(self.tokens(ids))
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def cache(self, policy: Policy | None = None) -> Cache:
+        """Return a new transformers cache for the model: ``past_key_values`` of its ``generate``.
+
+        Args:
+            policy: what stays in it; by default the LM's own.
+
+        Raises:
+            ValueError: there is no policy, it has no cache, or it is not possible with this model.
+        """
+        policy = policy or self.policy
+        if policy is None:
+            raise ValueError("no policy: give one here, or to load(name, policy='4+1020')")
+        if policy.recompute:
+            raise ValueError(f"{policy} runs each window afresh and has no cache")
+        if isinstance(policy, Dense):
+            return DynamicCache()
+        if isinstance(policy, SinkWindow | Window):
+            return SinkCache(self.model, policy.n_sink, policy.n_recent, positions=policy.positions)
+        return RankedCache(self.model, policy)
+
+    def generate(
+        self, text: Text, *, max_new_tokens: int = 200, live: bool = False, **options: Any
+    ) -> str:
+        """Let the model's own ``generate`` write on, under the LM's policy.
+
+        For a stream without end take ``sinkviz.stream``: transformers keeps the whole text, and
+        does a little more work for every further token.
+
+        Args:
+            text: what to go on from.
+            max_new_tokens: how many tokens to write.
+            live: print the text as it is written.
+            options: of transformers' ``generate``.
+
+        Returns:
+            What was written, without ``text``.
+
+        Raises:
+            ValueError: the LM has no policy, or the model drops its cache at such a length.
+        """
+        cache, ids = self.cache(), self.encode(text)
+        end = getattr(self.model.config, "original_max_position_embeddings", None)
+        if self.family.drops_cache and end is not None and len(ids) + max_new_tokens > end:
+            raise ValueError(
+                f"in transformers' generate, {self.family.name} throws its cache away after {end} "
+                "tokens and reads the whole text again; use sinkviz.stream"
+            )
+        if live and self.tokenizer is not None:
+            options.setdefault("streamer", TextStreamer(self.tokenizer, skip_prompt=True))
+        with untouched(self.model, "eager" if getattr(cache, "observes", False) else None):
+            found = self.model.generate(
+                ids[None],
+                past_key_values=cache,
+                max_new_tokens=max_new_tokens,
+                **{"use_cache": True} | options,
+            )
+        return self.decode(found[0, len(ids) :])
+
     def __repr__(self) -> str:
         size = sum(p.numel() for p in self.model.parameters())
         config = self.model.config
@@ -159,7 +233,11 @@ def pick_device(device: str = "auto") -> torch.device:
 
 
 def load(
-    name: str = "classroom-rope", *, device: str = "auto", dtype: torch.dtype | None = None
+    name: str = "classroom-rope",
+    *,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    policy: Policy | str | None = None,
 ) -> LM:
     """Load a language model and its tokenizer.
 
@@ -168,6 +246,7 @@ def load(
             ``EleutherAI/pythia-160m``.
         device: ``auto``, ``cpu``, ``cuda`` ...
         dtype: of the weights; by default float32 on a CPU and the checkpoint's own elsewhere.
+        policy: what stays in the cache of ``lm.generate``, such as ``4+1020``.
 
     Returns:
         The model in evaluation mode, with its tokenizer.
@@ -214,7 +293,8 @@ def load(
     except (OSError, ValueError, KeyError):
         tokenizer = None
     short = folder.name if folder.is_dir() else str(name)
-    return LM(model.to(place).eval(), tokenizer, short)
+    policy = parse_policy(policy) if isinstance(policy, str) else policy
+    return LM(model.to(place).eval(), tokenizer, short, policy)
 
 
 @contextlib.contextmanager

@@ -85,7 +85,8 @@ def rotary_frequencies(dimension: int, theta: float = 10_000.0) -> Float[Tensor,
     """
     if dimension % 2:
         raise ValueError(f"rotary positions need an even number of coordinates, got {dimension}")
-    return theta ** -(torch.arange(0, dimension, 2, dtype=torch.float32) / dimension)
+    # Written as the reference models do, so that the rounding is theirs too.
+    return 1.0 / theta ** (torch.arange(0, dimension, 2, dtype=torch.float32) / dimension)
 
 
 def rotate(

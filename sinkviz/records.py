@@ -1,7 +1,8 @@
 """What an experiment leaves behind: ``Trace`` (attention of a text) and ``StreamRun`` (its nll).
 
-Frozen numpy records with a readable repr, saved whole to one file without pickle. Knows nothing
-about models: figures and widgets need nothing else.
+Frozen numpy records with a readable repr, saved whole to one file without pickle; and ``Turn``, a
+question of a chat with its answer. Knows nothing about models: figures and widgets need nothing
+else.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch_file
 
 from sinkviz.metrics import ROLES, perplexity, sink_rate
 from sinkviz.policies import Policy, parse_policy
@@ -53,6 +55,50 @@ def provenance(model: str, token_ids: np.ndarray, **more: Any) -> dict[str, Any]
     }
 
 
+def save_tensors(
+    path: str | Path, kind: str, tensors: dict[str, torch.Tensor], plain: dict[str, Any]
+) -> Path:
+    """Write tensors and plain values to one safetensors file, whole or not at all.
+
+    Args:
+        path: the file.
+        kind: what it holds, for ``load_tensors``.
+        tensors: by name; on any device.
+        plain: whatever JSON can hold.
+    """
+    path, metadata = Path(path), {"kind": kind, "fields": json.dumps(plain)}
+    held = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    write_whole(path, lambda partial: save_torch_file(held, partial, metadata=metadata))
+    return path
+
+
+def load_tensors(
+    path: str | Path, kind: str, framework: str = "pt"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tensors and the plain values of a file.
+
+    Args:
+        path: the file.
+        kind: what it must hold.
+        framework: ``pt`` for tensors, ``numpy`` for arrays.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no record at {path}")
+    try:
+        with safe_open(path, framework=framework) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise ValueError(f"{path} is not a safetensors file ({error})") from None
+    if metadata.get("kind") != kind:
+        raise ValueError(f"{path} holds a {metadata.get('kind')!r}, expected {kind!r}")
+    return tensors, json.loads(metadata["fields"])
+
+
 @dataclass(frozen=True, repr=False)
 class Record:
     """Shared behaviour of the records: arrays and JSON in one safetensors file."""
@@ -81,17 +127,7 @@ class Record:
             FileNotFoundError: there is no such file.
             ValueError: the file holds something else.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no record at {path}")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except Exception as error:
-            raise ValueError(f"{path} is not a safetensors file ({error})") from None
-        if metadata.get("kind") != cls.kind:
-            raise ValueError(f"{path} holds a {metadata.get('kind')!r}, expected {cls.kind!r}")
-        plain = json.loads(metadata["fields"])
+        arrays, plain = load_tensors(path, cls.kind, "numpy")
         if "policy" in plain:
             plain["policy"] = parse_policy(plain["policy"].replace("recompute ", "recompute:"))
         return cls(**arrays, **{name: _tuples(value) for name, value in plain.items()})
@@ -238,3 +274,41 @@ class StreamRun(Record):
             f"StreamRun({name}, {self.policy}: {len(self.nll)} tokens, "
             f"perplexity {self.perplexity:.2f})"
         )
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question of a chat and its answer, under a policy.
+
+    Attributes:
+        policy: the policy.
+        round: number of the question in the chat, from 1.
+        question: what was asked.
+        answer: what the model wrote, so far if the turn is not done.
+        question_nll: how surprising the question was, nats per token; NaN where none was predicted.
+        answer_nll: how surprising the model found its own answer, nats per token; NaN without one.
+        n_tokens: tokens read and written in this turn.
+        n_seen: tokens read and written since the chat began.
+        seconds: time that the turn took.
+        cache_bytes: bytes of the cache after it.
+        done: whether the answer is complete.
+        stopped: why the chat ended for this policy, a sentence; empty where it goes on.
+    """
+
+    policy: Policy
+    round: int
+    question: str
+    answer: str
+    question_nll: float
+    answer_nll: float
+    n_tokens: int
+    n_seen: int
+    seconds: float
+    cache_bytes: int
+    done: bool = True
+    stopped: str = ""
+
+    @property
+    def ms_per_token(self) -> float:
+        """Milliseconds per token read or written."""
+        return 1000 * self.seconds / max(1, self.n_tokens)

@@ -151,8 +151,20 @@ def save_nll_figure(
     Raises:
         ValueError: the ending names no format.
     """
+    return save_figure(_drawn(plot_nll, runs, train_length=train_length), path)
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as a picture, whole or not at all, and close it; return the path.
+
+    Args:
+        figure: the figure.
+        path: its ending chooses the format: .png, .svg, .pdf.
+
+    Raises:
+        ValueError: the ending names no format.
+    """
     path = Path(path)
-    figure = _drawn(plot_nll, runs, train_length=train_length)
     try:
         write_whole(path, lambda partial: figure.savefig(partial, format=path.suffix[1:], dpi=160))
     finally:

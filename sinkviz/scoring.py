@@ -1,4 +1,4 @@
-"""How well a model predicts a given text under a cache policy, a block of queries at a time.
+"""Score a long text under a cache policy: nll per token, stepwise or in parallel blocks.
 
 Knows nothing about sampling, figures or widgets.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,12 +18,17 @@ from tqdm.auto import tqdm
 
 from sinkviz.caches import SinkCache
 from sinkviz.forward import forward, watch
+from sinkviz.lanes import Lane
 from sinkviz.metrics import ROLES
 from sinkviz.metrics import mass as mass_by_role
 from sinkviz.models import LM, Text, untouched
 from sinkviz.policies import Policy
-from sinkviz.records import StreamRun, provenance
-from sinkviz.streaming import Lane
+from sinkviz.records import StreamRun, load_tensors, provenance, save_tensors
+
+KIND = "score"
+SAVE_EVERY = 30.0  # seconds
+# Logits of a block take vocabulary x block numbers; 4 M are 16 MB.
+LOGITS = 2**22
 
 
 def score(
@@ -30,11 +37,14 @@ def score(
     policy: Policy,
     *,
     engine: str = "parallel",
-    block: int = 256,
+    block: int | None = None,
     mass: bool = False,
     progress: bool = False,
+    state: str | Path | None = None,
 ) -> StreamRun:
     """Measure how well a model predicts every token of a text under a policy.
+
+    Memory does not grow with the text, the numbers that are returned aside.
 
     Args:
         lm: the language model.
@@ -42,113 +52,198 @@ def score(
         policy: what stays in the cache.
         engine: ``parallel`` (a block of queries per forward pass, exact) or ``stepwise`` (a token
             per pass: its slow reference).
-        block: queries per forward pass; memory grows with it, results do not change.
+        block: queries per forward pass; memory grows with it, results do not change. By default
+            256 to 2,048, fewer for large vocabularies.
         mass: also record where the attention went, by role of the key (parallel engine, not for
             Recompute).
         progress: show a progress bar.
+        state: a file to keep half a score in. It is written every half minute and when the score
+            breaks off, whole or not at all; where it exists, the score goes on from it.
 
     Returns:
         The run: nll per token, in nats.
 
     Raises:
-        ValueError: the text is too short, or an option is out of range.
+        ValueError: the text is too short, an option is out of range, or the state belongs to
+            another text, model or policy.
+        FloatingPointError: the model returned logits that are not numbers.
     """
     if engine not in ("parallel", "stepwise"):
         raise ValueError(f"no engine {engine!r}; known are parallel, stepwise")
-    if block < 1:
+    if block is not None and block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
     if mass and (engine == "stepwise" or policy.recompute):
         raise ValueError("mass is recorded by the parallel engine, and not for Recompute")
     ids = lm.encode(text)
     if len(ids) < 2:
         raise ValueError("a text to score needs at least two tokens; the first predicts the next")
-    lane = Lane(lm, policy)
-    shares = None
-    if mass:
-        shares = np.zeros((len(ids), len(ROLES)), dtype=np.float32)
-        shares[-1] = np.nan  # the last token predicts nothing and is not fed
-    if engine == "stepwise":
-        blocks = _score_stepwise(lane, ids)
-    elif policy.recompute:
-        blocks = _score_windows(lane, ids, max(1, block * 16 // policy.cache_size))
-    else:
-        blocks = _score_blocks(lane, ids, block, shares)
-    started = time.perf_counter()
-    parts = []
-    with tqdm(total=len(ids), desc=str(policy), unit="token", disable=not progress) as bar:
-        for logits, start in blocks:
-            targets = ids[start + 1 : start + 1 + len(logits)]
-            logits = logits[: len(targets)]
+    job = _Job(lm, policy, ids, engine, mass)
+    if state is not None and Path(state).is_file():
+        job.restore(state)
+    try:
+        with tqdm(
+            total=len(ids) - 1,
+            initial=job.done,
+            desc=str(policy),
+            unit="token",
+            unit_scale=True,
+            disable=not progress,
+        ) as bar:
+            for n_scored in job.run(block or _block(lm, policy), state):
+                bar.update(n_scored)
+    finally:
+        if state is not None:
+            job.save(state)
+    return job.result()
+
+
+def _block(lm: LM, policy: Policy) -> int:
+    if policy.cache_size is None:  # full attention: scores grow with block times text
+        return 256
+    return max(256, min(2048, LOGITS // lm.model.config.get_text_config().vocab_size))
+
+
+@dataclass
+class _Job:
+    """A score under way: which tokens are done, and what came out."""
+
+    lm: LM
+    policy: Policy
+    ids: Int[Tensor, " token"]
+    engine: str
+    mass: bool
+    done: int = 0  # tokens whose successor is predicted
+    seconds: float = 0.0
+    lane: Lane = field(init=False)
+    nll: np.ndarray = field(init=False)
+    shares: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.lane = Lane(self.lm, self.policy)
+        wide = self.lm.model.dtype == torch.float64
+        self.nll = np.full(len(self.ids), np.nan, np.float64 if wide else np.float32)
+        if self.mass:
+            # The last token predicts nothing and is not fed: its row stays NaN.
+            self.shares = np.full((len(self.ids), len(ROLES)), np.nan, np.float32)
+
+    def run(self, block: int, state: str | Path | None) -> Iterator[int]:
+        """Score what is left, block by block; yield how many tokens each one scored."""
+        saved = started = time.perf_counter()
+        for logits in self._blocks(block):
+            targets = self.ids[self.done + 1 : self.done + 1 + len(logits)]
             wide = logits.double() if logits.dtype == torch.float64 else logits.float()
-            parts.append(torch.nn.functional.cross_entropy(wide, targets, reduction="none").cpu())
-            bar.update(len(logits))
-    nll = torch.cat([torch.full((1,), torch.nan, dtype=parts[0].dtype), *parts])
-    return StreamRun(
-        policy=policy,
-        token_ids=ids.cpu().numpy(),
-        nll=nll.numpy(),
-        mass=shares,
-        seconds=time.perf_counter() - started,
-        cache_bytes=lane.cache_bytes,
-        provenance=provenance(
-            lm.name, ids.cpu().numpy(), policy=str(policy), engine=engine, device=str(lm.device)
-        ),
-    )
+            nll = torch.nn.functional.cross_entropy(wide, targets, reduction="none")
+            end = self.done + 1 + len(targets)
+            self.nll[self.done + 1 : end] = nll.cpu().numpy()
+            if np.isnan(self.nll[self.done + 1 : end]).any():
+                raise FloatingPointError(
+                    f"{self.lm.name} returned logits that are not numbers between tokens "
+                    f"{self.done} and {end}; load it in float32 or bfloat16"
+                )
+            self.done += len(targets)
+            now = time.perf_counter()
+            self.seconds, started = self.seconds + now - started, now
+            if state is not None and now - saved > SAVE_EVERY:
+                self.save(state)
+                saved = now
+            yield len(targets)
 
+    def _blocks(self, block: int) -> Iterator[Tensor]:
+        last = len(self.ids) - 1
+        if self.policy.recompute and self.engine == "parallel":
+            yield from self._windows(max(1, 256 * 16 // self.policy.cache_size))
+            return
+        size = 1 if self.engine == "stepwise" else block
+        while self.done < last:
+            part = self.ids[self.done : min(self.done + size, last)]
+            if self.engine == "stepwise":
+                yield self.lane.feed(part)[None]
+            elif self.shares is None:
+                yield self.lane.read(part)
+            else:
+                self.shares[self.done : self.done + len(part)] = 0
+                with watch(self.lm, self._mass_observer(len(part))):
+                    logits = self.lane.read(part, maps=True)
+                yield logits
 
-def _score_stepwise(lane: Lane, ids: Int[Tensor, " token"]) -> Iterator[tuple[Tensor, int]]:
-    for start in range(len(ids) - 1):
-        yield lane.feed(ids[start : start + 1])[None], start
+    def _windows(self, batch: int) -> Iterator[Tensor]:
+        """Score Recompute: one pass over the first window, then a batch of windows at a time."""
+        ids, size, model = self.ids, self.policy.cache_size, self.lm.model
+        if self.done == 0:
+            with untouched(model):
+                yield model(ids[None, : min(size, len(ids) - 1)], use_cache=False).logits[0]
+        begin = ids[: self.policy.n_begin].expand(batch, -1)
+        while self.done < len(ids) - 1:
+            ends = range(self.done + 1, min(self.done + batch, len(ids) - 1) + 1)
+            recent = torch.stack([ids[end - self.policy.n_recent : end] for end in ends])
+            windows = torch.cat((begin[: len(recent)], recent), dim=1)
+            with untouched(model):
+                yield model(windows, use_cache=False, logits_to_keep=1).logits[:, -1]
 
+    def _mass_observer(self, n_new: int) -> Callable[[int, Tensor], None]:
+        """Return an observer that adds each layer's mass by role to the block's rows."""
+        policy, start = self.policy, self.done
+        n_layers = self.lm.model.config.get_text_config().num_hidden_layers
+        # The first token counts as a sink also where nothing protects it, until it is evicted.
+        n_sink, n_recent = policy.n_sink or 1, policy.n_recent or self.lm.train_length or 1024
+        query, cache = torch.arange(start, start + n_new), self.lane.cache
 
-def _score_blocks(
-    lane: Lane, ids: Int[Tensor, " token"], block: int, shares: np.ndarray | None
-) -> Iterator[tuple[Tensor, int]]:
-    for start in range(0, len(ids) - 1, block):
-        part = ids[start : min(start + block, len(ids) - 1)]
-        if shares is None:
-            yield forward(lane.lm, lane.cache, part), start
-            continue
-        with watch(lane.lm, _mass_observer(lane, start, len(part), shares)):
-            logits = forward(lane.lm, lane.cache, part, maps=True)
-        yield logits, start
+        def observe(layer: int, attention: Tensor) -> None:
+            key = torch.arange(start + n_new)
+            if isinstance(cache, SinkCache):
+                key = cache.layers[layer].ring.step.returned_position[0]
+            mean = attention[0].float().mean(0)
+            by_role = mass_by_role(mean, n_sink, n_recent, query=query, key=key)
+            rows = torch.stack([by_role[role] for role in ROLES], dim=-1) / n_layers
+            self.shares[start : start + n_new] += rows.cpu().numpy()
 
+        return observe
 
-def _mass_observer(
-    lane: Lane, start: int, n_new: int, shares: np.ndarray
-) -> Callable[[int, Tensor], None]:
-    """Return an observer that adds each layer's mass by role to rows ``start ..`` of ``shares``."""
-    policy, n_layers = lane.policy, lane.lm.model.config.num_hidden_layers
-    key = torch.arange(start + n_new)
-    if isinstance(lane.cache, SinkCache):
-        key = lane.cache.key_positions(n_new)
-    # The first token counts as a sink also where nothing protects it, until it is evicted.
-    n_sink, n_recent = policy.n_sink or 1, policy.n_recent or lane.lm.train_length or 1024
-    query = torch.arange(start, start + n_new)
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What it takes to repeat this."""
+        return provenance(
+            self.lm.name,
+            self.ids.cpu().numpy(),
+            policy=str(self.policy),
+            engine=self.engine,
+            attention=self.lane.attention if self.engine == "parallel" else "the model's own",
+            device=str(self.lm.device),
+        )
 
-    def observe(layer: int, attention: Tensor) -> None:
-        mean = attention[0].float().mean(0)
-        by_role = mass_by_role(mean, n_sink, n_recent, query=query, key=key)
-        rows = torch.stack([by_role[role] for role in ROLES], dim=-1) / n_layers
-        shares[start : start + n_new] += rows.cpu().numpy()
+    def save(self, path: str | Path) -> None:
+        """Keep what is done."""
+        tensors, plain = self.lane.state()
+        tensors["nll"] = torch.from_numpy(self.nll[: self.done + 1])
+        if self.shares is not None:
+            tensors["mass"] = torch.from_numpy(self.shares[: self.done])
+        own = {"done": self.done, "seconds": self.seconds, "provenance": self.provenance}
+        save_tensors(path, KIND, tensors, plain | own)
 
-    return observe
+    def restore(self, path: str | Path) -> None:
+        """Go on from what is done."""
+        tensors, plain = load_tensors(path, KIND)
+        for name in ("text_sha256", "engine"):
+            if plain["provenance"][name] != self.provenance[name]:
+                raise ValueError(
+                    f"{path} belongs to another {name.split('_')[0]}; delete it to begin anew"
+                )
+        if ("mass" in tensors) != self.mass:
+            raise ValueError(f"{path} was begun with mass={not self.mass}; delete it to begin anew")
+        self.done, self.seconds = plain["done"], plain["seconds"]
+        self.nll[: self.done + 1] = tensors.pop("nll").numpy()
+        if self.shares is not None:
+            self.shares[: self.done] = tensors.pop("mass").numpy()
+        self.lane.restore(tensors, plain)
 
-
-def _score_windows(
-    lane: Lane, ids: Int[Tensor, " token"], batch: int
-) -> Iterator[tuple[Tensor, int]]:
-    """Score Recompute: one pass over the first window, then a batch of windows at a time."""
-    policy, model = lane.policy, lane.lm.model
-    size = policy.cache_size
-    with untouched(model):
-        yield model(ids[None, :size], use_cache=False).logits[0], 0
-    if len(ids) <= size + 1:
-        return
-    begin = ids[: policy.n_begin].expand(batch, -1)
-    for start in range(size, len(ids) - 1, batch):
-        ends = range(start + 1, min(start + batch, len(ids) - 1) + 1)
-        recent = torch.stack([ids[end - policy.n_recent : end] for end in ends])
-        windows = torch.cat((begin[: len(recent)], recent), dim=1)
-        with untouched(model):
-            yield model(windows, use_cache=False, logits_to_keep=1).logits[:, -1], start
+    def result(self) -> StreamRun:
+        """Return the record of the whole text."""
+        return StreamRun(
+            policy=self.policy,
+            token_ids=self.ids.cpu().numpy(),
+            nll=self.nll,
+            mass=self.shares,
+            seconds=self.seconds,
+            cache_bytes=self.lane.cache_bytes,
+            provenance=self.provenance,
+        )

@@ -6,28 +6,24 @@ a time. Knows nothing about figures or widgets.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
-from sinkviz.caches import SinkCache
-from sinkviz.forward import forward
-from sinkviz.models import LM, Text, untouched
-from sinkviz.policies import Dense, Policy
+from sinkviz.binding import uninterrupted
+from sinkviz.lanes import KIND, Lane
+from sinkviz.models import LM, Text
+from sinkviz.policies import Policy
+from sinkviz.records import load_tensors, save_tensors
+from sinkviz.sampling import Sampler
 
 
 @dataclass(frozen=True)
@@ -57,129 +53,19 @@ class Step:
     evicted: tuple[int, ...] = ()
 
 
-class Lane:
-    """A model reading one text under one policy: feed ids, get the next token's logits.
-
-    ``stream``, ``compare`` and the slow reference of ``score`` are loops around ``feed``.
-    """
-
-    def __init__(self, lm: LM, policy: Policy) -> None:
-        check_policy(lm, policy)
-        self.lm, self.policy = lm, policy
-        self.seen = 0
-        self.cache: Any = None
-        # What Recompute runs afresh; the other policies leave it empty.
-        self.ids: deque[int] = deque(maxlen=policy.n_recent)
-        self.begin: list[int] = []
-        if isinstance(policy, Dense):
-            self.cache = DynamicCache()
-        elif not policy.recompute:
-            self.cache = SinkCache(lm.model, policy.n_sink, policy.n_recent)
-
-    def feed(self, ids: Int[Tensor, " token"]) -> Float[Tensor, " vocabulary"]:
-        """Take in tokens; return the logits of the one that follows."""
-        start, model = self.seen, self.lm.model
-        self.seen += len(ids)
-        if self.policy.recompute:
-            self._remember(ids, start)
-            window = torch.tensor([[*self.begin, *self.ids]], device=self.lm.device)
-            with untouched(model):
-                return model(window, use_cache=False, logits_to_keep=1).logits[0, -1]
-        return forward(self.lm, self.cache, ids, last_only=True)[-1]
-
-    def _remember(self, ids: Int[Tensor, " token"], start: int) -> None:
-        n_begin = max(0, self.policy.n_begin - start)
-        self.begin += ids[:n_begin].tolist()
-        self.ids.extend(ids[n_begin:].tolist())
-
-    @property
-    def cache_size(self) -> int:
-        """Tokens that the last prediction saw."""
-        return min(self.seen, self.policy.cache_size or self.seen)
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of keys and values held between steps."""
-        if self.cache is None:
-            return 0
-        if isinstance(self.cache, SinkCache):
-            return self.cache.n_bytes
-        return sum(
-            x.numel() * x.element_size()
-            for layer in self.cache.layers
-            for x in (layer.keys, layer.values)
-        )
-
-    def evicted(self, n_new: int) -> tuple[int, ...]:
-        """Return the text positions that the last ``n_new`` tokens pushed out."""
-        if self.policy.cache_size is None:
-            return ()
-        first = max(self.policy.n_sink, self.seen - n_new - self.policy.n_recent)
-        return tuple(range(first, max(first, self.seen - self.policy.n_recent)))
-
-
-def check_policy(lm: LM, policy: Policy) -> None:
-    """Raise ValueError where a policy asks for more positions than a position table has."""
-    longest = lm.train_length
-    if lm.family.positions != "absolute" or longest is None:
-        return
-    if policy.cache_size is not None and policy.cache_size > longest:
-        raise ValueError(
-            f"{lm.name} has positions for {longest} tokens, the policy needs {policy.cache_size}; "
-            f"use a cache of at most {longest}"
-        )
-
-
-def sampler(
-    *,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
-) -> Callable[[Tensor, Sequence[int]], int]:
-    """Return a function from (logits, recent ids) to the next id, with its own random generator.
-
-    Args:
-        temperature: 0 takes the most likely token (greedy).
-        top_k: sample among so many most likely tokens.
-        top_p: sample among the most likely tokens that hold this share of probability.
-        repetition_penalty: above 1 makes recent tokens less likely.
-        seed: of the generator.
-
-    Raises:
-        ValueError: the temperature is negative, or transformers refuses another number.
-    """
-    if temperature < 0:
-        raise ValueError(f"temperature must be at least 0, got {temperature}; 0 is greedy")
-    processors = LogitsProcessorList()
-    if repetition_penalty != 1.0:
-        processors.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))
-    if temperature > 0:
-        processors.append(TemperatureLogitsWarper(float(temperature)))
-        if top_k is not None:
-            processors.append(TopKLogitsWarper(top_k))
-        if top_p is not None:
-            processors.append(TopPLogitsWarper(top_p))
-    generator = torch.Generator().manual_seed(seed)
-
-    def choose(logits: Tensor, recent: Sequence[int]) -> int:
-        ids = torch.tensor([list(recent)], device=logits.device)
-        scores = processors(ids, logits[None].float())[0]
-        if temperature == 0:
-            return int(scores.argmax())
-        return int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=generator))
-
-    return choose
-
-
 def _step(lane: Lane, logits: Tensor, token_id: int, seconds: float, n_new: int) -> Step:
     log_probability = logits.float().log_softmax(-1)
+    nll = -float(log_probability[token_id])
+    if math.isnan(nll):
+        raise FloatingPointError(
+            f"{lane.lm.name} returned logits that are not numbers after {lane.seen} tokens under "
+            f"{lane.policy}: weights or activations have overflowed; load it in float32 or bfloat16"
+        )
     return Step(
         position=lane.seen,
         token_id=token_id,
         token=lane.lm.tokens([token_id])[0],
-        nll=-float(log_probability[token_id]),
+        nll=nll,
         entropy=float(torch.special.entr(log_probability.exp()).sum()),
         seconds=seconds,
         cache_size=lane.cache_size,
@@ -194,12 +80,10 @@ def stream(
     prompt: Text,
     *,
     max_new_tokens: int | None = 200,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
     stop: str | None = None,
+    state: str | Path | None = None,
+    compiled: bool = False,
+    **sampling: Any,
 ) -> Iterator[Step]:
     """Generate a text token by token, at a constant cost per token where the policy allows it.
 
@@ -208,37 +92,49 @@ def stream(
         policy: what stays in the cache.
         prompt: text or ids to begin with; it may be longer than the cache.
         max_new_tokens: how many to generate; None goes on until the caller stops.
-        temperature: 0 is greedy, see ``sampler``.
-        top_k: see ``sampler``.
-        top_p: see ``sampler``.
-        repetition_penalty: see ``sampler``; applies to the tokens that the cache can hold, at most
-            the last 1,024.
-        seed: of the sampling.
         stop: end after the text that was generated ends with this.
+        state: a file to keep the stream in. Where it exists, the stream goes on from it, and the
+            prompt and the seed are not used; it is written when the stream ends, breaks off or is
+            left, whole or not at all.
+        compiled: run the steps in a compiled graph, see ``sinkviz.lanes.Lane``.
+        sampling: ``temperature`` (0, the default, is greedy), ``top_k``, ``top_p``,
+            ``repetition_penalty`` (for the tokens that the cache can hold, at most the last
+            1,024) and ``seed``; see ``sinkviz.sampling.Sampler``.
 
-    Yields:
-        A ``Step`` per generated token. Leave the loop at any time; the model stays as it was.
+    Returns:
+        An iterator of one ``Step`` per generated token. Leave it at any time; the model stays as
+        it was.
 
     Raises:
-        ValueError: the prompt is empty, or an option is out of range.
+        ValueError: the prompt is empty, an option is out of range, or the state is another stream's.
+        FloatingPointError: the model returned logits that are not numbers.
     """
-    lanes = compare(
-        lm,
-        [policy],
-        prompt=prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    _check_count(max_new_tokens)
+    lane = Lane(lm, policy, compiled=compiled)
+    writer = Writer(lane, Sampler(**sampling), lm.encode(prompt))
+    if state is not None and Path(state).is_file():
+        writer.restore(state)
+    return _stream(writer, max_new_tokens, stop, state)
+
+
+def _stream(
+    writer: Writer, max_new_tokens: int | None, stop: str | None, state: str | Path | None
+) -> Iterator[Step]:
     tail: deque[int] = deque(maxlen=64)
-    for (step,) in lanes:
-        yield step
-        tail.append(step.token_id)
-        if stop and lm.decode(tail).endswith(stop):
-            return
+    try:
+        for (step,) in _write([writer], max_new_tokens):
+            yield step
+            tail.append(step.token_id)
+            if stop and writer.lane.lm.decode(tail).endswith(stop):
+                return
+    finally:
+        if state is not None:
+            writer.save(state)
+
+
+def _check_count(max_new_tokens: int | None) -> None:
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1 or None, got {max_new_tokens}")
 
 
 def compare(
@@ -258,7 +154,7 @@ def compare(
         prompt: generate from this; each lane goes its own way, with the same seed.
         text: read this instead; each lane tells how well it predicted every token.
         max_new_tokens: how many to generate; None goes on until the caller stops.
-        sampling: options of ``sampler``, for generation.
+        sampling: options of ``sinkviz.sampling.Sampler``, for generation.
 
     Yields:
         One ``Step`` per policy, in their order.
@@ -271,8 +167,7 @@ def compare(
         raise ValueError("give either a prompt to generate from or a text to read, not both")
     if not policies:
         raise ValueError("give at least one policy")
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1 or None, got {max_new_tokens}")
+    _check_count(max_new_tokens)
     lanes = [Lane(lm, policy) for policy in policies]
     if text is not None:
         ids = lm.encode(text)
@@ -281,8 +176,9 @@ def compare(
                 "a text to read needs at least two tokens; the first predicts the next"
             )
         return _read(lanes, ids)
-    choosers = [sampler(**sampling) for _ in policies]
-    return _write(lanes, choosers, lm.encode(prompt), max_new_tokens)
+    ids = lm.encode(prompt)
+    writers = [Writer(lane, Sampler(**sampling), ids) for lane in lanes]
+    return _write(writers, max_new_tokens)
 
 
 def _read(lanes: list[Lane], ids: Int[Tensor, " token"]) -> Iterator[tuple[Step, ...]]:
@@ -297,26 +193,64 @@ def _read(lanes: list[Lane], ids: Int[Tensor, " token"]) -> Iterator[tuple[Step,
         yield tuple(steps)
 
 
-def _write(
-    lanes: list[Lane],
-    choosers: list[Callable[[Tensor, Sequence[int]], int]],
-    prompt: Int[Tensor, " token"],
-    max_new_tokens: int | None,
-) -> Iterator[tuple[Step, ...]]:
-    pending = [prompt for _ in lanes]
-    recent = [
-        deque(prompt.tolist(), maxlen=min(lane.policy.cache_size or 1024, 1024)) for lane in lanes
-    ]
+class Writer:
+    """A lane that feeds itself: the token it chooses is the one that it reads next.
+
+    Args:
+        lane: what reads.
+        sampler: what chooses.
+        prompt: ids to begin with.
+    """
+
+    def __init__(self, lane: Lane, sampler: Sampler, prompt: Int[Tensor, " token"]) -> None:
+        self.lane, self.sampler, self.pending = lane, sampler, prompt
+        most = min(lane.policy.cache_size or 1024, 1024)
+        self.recent = deque(prompt.tolist(), maxlen=most)
+
+    def step(self) -> Step:
+        """Read what is pending, and choose the next token.
+
+        Ctrl-C waits until a token that was read has been followed by a choice.
+        """
+        started, n_new = time.perf_counter(), len(self.pending)
+        if n_new > 1:
+            self.lane.feed(self.pending[:-1])
+            self.pending = self.pending[-1:]
+        with uninterrupted():
+            logits = self.lane.feed(self.pending)
+            token_id = self.sampler(logits, self.recent) if _finite(logits) else 0
+            seconds = time.perf_counter() - started
+            step = _step(self.lane, logits, token_id, seconds, n_new)
+            self.pending = torch.tensor([token_id], device=self.lane.lm.device)
+            self.recent.append(token_id)
+        return step
+
+    def save(self, path: str | Path) -> Path:
+        """Write the stream to one safetensors file, whole or not at all; return the path."""
+        tensors, plain = self.lane.state()
+        own = {"pending": self.pending, "generator": self.sampler.generator.get_state()}
+        return save_tensors(path, KIND, tensors | own, plain | {"recent": list(self.recent)})
+
+    def restore(self, path: str | Path) -> None:
+        """Go on where ``save`` left off.
+
+        Raises:
+            ValueError: the file holds something else, or was saved with another model or policy.
+        """
+        tensors, plain = load_tensors(path, KIND)
+        self.pending = tensors.pop("pending").to(self.lane.lm.device)
+        self.sampler.generator.set_state(tensors.pop("generator"))
+        self.recent.clear()
+        self.recent.extend(plain["recent"])
+        self.lane.restore(tensors, plain)
+
+
+def _write(writers: list[Writer], max_new_tokens: int | None) -> Iterator[tuple[Step, ...]]:
     written = 0
     while max_new_tokens is None or written < max_new_tokens:
-        steps = []
-        for index, lane in enumerate(lanes):
-            started = time.perf_counter()
-            logits = lane.feed(pending[index])
-            token_id = choosers[index](logits, recent[index])
-            seconds = time.perf_counter() - started
-            steps.append(_step(lane, logits, token_id, seconds, len(pending[index])))
-            pending[index] = torch.tensor([token_id], device=lane.lm.device)
-            recent[index].append(token_id)
+        yield tuple(writer.step() for writer in writers)
         written += 1
-        yield tuple(steps)
+
+
+def _finite(logits: Tensor) -> bool:
+    return not bool(torch.isnan(logits).any())

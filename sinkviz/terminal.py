@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Annotated, Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -47,6 +49,25 @@ ReportPolicies = Annotated[
 ]
 Tokens = Annotated[int, typer.Option(min=2, help="Read at most so many tokens of the text.")]
 Skip = Annotated[int, typer.Option(min=0, help="Leave out so many characters at its beginning.")]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, help="0 takes the likeliest token; 1 samples as the model.")
+]
+Seed = Annotated[int, typer.Option(help="The same seed writes the same text.")]
+
+
+def _picture(path: Path | None) -> Path | None:
+    """Refuse a file for a figure that is no picture, before anything is computed."""
+    if path is not None and path.suffix not in (".png", ".svg", ".pdf"):
+        raise typer.BadParameter(f"must end in .png, .svg or .pdf, got {path.name}")
+    return path
+
+
+Picture = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", callback=_picture, help="Also draw it as a figure: .png, .svg or .pdf."
+    ),
+]
 
 
 def say(message: str, style: str | None = None) -> None:
@@ -100,6 +121,36 @@ def show(document: dict[str, Any], title: str, as_json: bool) -> None:
     console = Console()
     console.width = console.width if console.is_terminal else 160
     console.print(table)
+
+
+def told(turns: Iterable[Any], alone: bool, out: TextIO) -> Iterator[Any]:
+    """Print the turns of a chat as they come, and pass them on.
+
+    Args:
+        turns: as ``chatting.chat`` yields them; live ones where ``alone``.
+        alone: there is one policy, so that each answer is printed as it grows; otherwise each
+            policy's answer is printed when it is done, with a line of numbers.
+        out: where to; why a policy was stopped goes to standard error.
+    """
+    asked, shown = 0, 0
+    for turn in turns:
+        if turn.round > asked:
+            asked, shown = turn.round, 0
+            print(f"\n{turn.round}. {turn.question}", file=out)
+        if alone:
+            print(turn.answer[shown:], end="\n" * turn.done, flush=True, file=out)
+            shown = len(turn.answer)
+        elif turn.done:
+            print(f"\n{turn.policy}: {turn.answer}", file=out)
+            print(
+                f"    question {turn.question_nll:.2f} nats, {turn.n_seen:,} tokens so far, "
+                f"{turn.ms_per_token:.1f} ms per token, cache {turn.cache_bytes / 1e6:,.1f} MB",
+                flush=True,
+                file=out,
+            )
+        if turn.stopped:
+            say(turn.stopped, style="yellow")
+        yield turn
 
 
 def _cell(name: str, value: Any) -> str:

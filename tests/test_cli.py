@@ -26,7 +26,7 @@ from sinkviz.text import stories
 from sinkviz.training import RECIPES, train_tokenizer
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("lab", "score", "stream", "report", "train", "bench")
+COMMANDS = ("lab", "score", "stream", "chat", "report", "train", "bench")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,233 @@
+"""A lane: one model reading one text, or a batch of texts, under one policy.
+
+Feed it tokens, get the next token's logits; save it, and go on another day. Knows nothing about
+sampling, scoring or figures.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from sinkviz.caches import SinkCache
+from sinkviz.forward import compiled_step, forward
+from sinkviz.models import LM, untouched
+from sinkviz.policies import Dense, Policy, parse_policy
+from sinkviz.ranked import RankedCache
+from sinkviz.records import load_tensors, save_tensors
+
+KIND = "lane"
+
+
+class Lane:
+    """A model reading one text, or a batch of them, under one policy.
+
+    ``stream``, ``compare`` and the slow reference of ``score`` are loops around ``feed``.
+
+    Args:
+        lm: the language model.
+        policy: what stays in the cache.
+        compiled: once the cache is full, run each single token in one compiled graph (on CUDA, a
+            CUDA graph). The first such token takes seconds to minutes. SinkWindow and Window only.
+
+    Raises:
+        ValueError: the policy is not possible with this model.
+    """
+
+    def __init__(self, lm: LM, policy: Policy, *, compiled: bool = False) -> None:
+        check_policy(lm, policy)
+        self.lm, self.policy = lm, policy
+        self.seen = 0
+        self.cache: Any = None
+        # What Recompute runs afresh, per row: the beginning, and the most recent tokens.
+        self.rows: list[tuple[list[int], deque[int]]] = []
+        if not policy.recompute:
+            self.cache = lm.cache(policy)
+        if compiled and not isinstance(self.cache, SinkCache):
+            raise ValueError(f"only Window and SinkWindow can be compiled, not {policy}")
+        self._compiled = compiled_step(lm) if compiled else None
+
+    def feed(
+        self,
+        ids: Int[Tensor, "*batch token"],
+        attention_mask: Int[Tensor, "*batch token"] | None = None,
+    ) -> Float[Tensor, "*batch vocabulary"]:
+        """Take in tokens; return the logits of the one that follows.
+
+        A pass that breaks off, by an error or Ctrl-C, leaves the lane as it was before.
+
+        Args:
+            ids: of one stream, or of a batch.
+            attention_mask: 0 where a token is padding, on the left of a stream.
+
+        Raises:
+            ValueError: full attention would pass the end of the model's table of positions, or the
+                padding is not on the left.
+        """
+        self._check_length(ids.shape[-1])
+        if self.cache is None:
+            logits = self._recompute(ids, attention_mask)
+        elif self._compiled and ids.shape == (1,) and self.cache.is_full:
+            logits = self._compiled(self.cache, ids)[-1]
+        else:
+            logits = forward(
+                self.lm, self.cache, ids, attention_mask=attention_mask, last_only=True
+            )[..., -1, :]
+        self.seen += ids.shape[-1]
+        return logits
+
+    def read(self, ids: Int[Tensor, " token"], *, maps: bool = False) -> Tensor:
+        """Take in a block of tokens at once; return the logits after each, (token, vocabulary).
+
+        Args:
+            ids: the tokens.
+            maps: compute attention maps, for ``sinkviz.forward.watch``.
+        """
+        self._check_length(len(ids))
+        logits = forward(self.lm, self.cache, ids, maps=maps)
+        self.seen += len(ids)
+        return logits
+
+    @property
+    def attention(self) -> str:
+        """How blocks attend: over a folded band, or with the model's own function."""
+        if self.lm.family.interface and isinstance(self.cache, SinkCache):
+            return "folded band"
+        return str(self.lm.model.config._attn_implementation)
+
+    def _check_length(self, n_new: int) -> None:
+        limit = self.lm.train_length if self.lm.family.ends else None
+        if isinstance(self.policy, Dense) and limit is not None and self.seen + n_new > limit:
+            raise ValueError(
+                f"{self.lm.name} has positions for {limit} tokens, and full attention has reached "
+                f"{self.seen + n_new}; use a policy that forgets, or a shorter text"
+            )
+
+    def _recompute(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        batch = ids if ids.ndim == 2 else ids[None]
+        if not self.rows:
+            self.rows = [([], deque(maxlen=self.policy.n_recent)) for _ in batch]
+        real = [None] * len(batch) if mask is None else (mask if mask.ndim == 2 else mask[None])
+        rows = []
+        for (begin, recent), row, seen in zip(self.rows, batch, real, strict=True):
+            new = (row if seen is None else row[seen.bool()]).tolist()
+            n_begin = max(0, self.policy.n_begin - len(begin))
+            late = deque([*recent, *new[n_begin:]], maxlen=self.policy.n_recent)
+            rows.append(([*begin, *new[:n_begin]], late))
+        windows = [[*begin, *recent] or [0] for begin, recent in rows]
+        logits: dict[int, Tensor] = {}
+        with untouched(self.lm.model):
+            # Windows of one length run together; padding would change nothing but the rounding.
+            for length in {len(window) for window in windows}:
+                alike = [i for i, window in enumerate(windows) if len(window) == length]
+                same = torch.tensor([windows[i] for i in alike], device=self.lm.device)
+                output = self.lm.model(same, use_cache=False, logits_to_keep=1)
+                logits.update(zip(alike, output.logits[:, -1], strict=True))
+        self.rows = rows
+        whole = torch.stack([logits[i] for i in range(len(windows))])
+        return whole if ids.ndim == 2 else whole[0]
+
+    @property
+    def cache_size(self) -> int:
+        """Tokens that the last prediction saw."""
+        if isinstance(self.cache, RankedCache):
+            return self.cache.n_kept
+        return min(self.seen, self.policy.cache_size or self.seen)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values held between steps."""
+        if self.cache is None:
+            return 0
+        if isinstance(self.cache, DynamicCache):
+            held = (x for layer in self.cache.layers for x in (layer.keys, layer.values))
+            return sum(x.numel() * x.element_size() for x in held if x is not None)
+        return self.cache.n_bytes
+
+    def evicted(self, n_new: int) -> tuple[int, ...]:
+        """Return the text positions that the last ``n_new`` tokens pushed out."""
+        if self.policy.cache_size is None:
+            return ()
+        first = max(self.policy.n_sink, self.seen - n_new - self.policy.n_recent)
+        return tuple(range(first, max(first, self.seen - self.policy.n_recent)))
+
+    # Saving -------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that it takes to go on: tensors by name, and plain values."""
+        plain = {
+            "policy": str(self.policy),
+            "model": self.lm.name,
+            "dtype": str(self.lm.model.dtype),
+            "seen": self.seen,
+            "rows": [[begin, list(recent)] for begin, recent in self.rows],
+        }
+        if isinstance(self.cache, DynamicCache):
+            held = {
+                f"layers.{index}.{name}": getattr(layer, name)
+                for index, layer in enumerate(self.cache.layers)
+                for name in ("keys", "values")
+            }
+            return held, plain
+        if self.cache is None:
+            return {}, plain
+        held, clock = self.cache.state()
+        return held, plain | {"clock": clock}
+
+    def restore(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken.
+
+        Raises:
+            ValueError: it was taken with another policy, model or precision.
+        """
+        wanted = self.state()[1]
+        for name in ("policy", "model", "dtype"):
+            if plain[name] != wanted[name]:
+                raise ValueError(
+                    f"this stream was saved with {name} {plain[name]}, not {wanted[name]}; "
+                    "load it with the same, or begin a new one"
+                )
+        if isinstance(self.cache, DynamicCache):
+            index = 0
+            while f"layers.{index}.keys" in tensors:
+                held = (tensors[f"layers.{index}.{name}"] for name in ("keys", "values"))
+                self.cache.update(*(x.to(self.lm.device) for x in held), index)
+                index += 1
+        elif self.cache is not None:
+            self.cache.restore(tensors, plain["clock"])
+        n_recent = self.policy.n_recent
+        self.rows = [(begin, deque(recent, maxlen=n_recent)) for begin, recent in plain["rows"]]
+        self.seen = plain["seen"]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the lane to one safetensors file, whole or not at all; return the path."""
+        return save_tensors(path, KIND, *self.state())
+
+    @classmethod
+    def load(cls, lm: LM, path: str | Path) -> Lane:
+        """Return a lane that goes on where ``save`` left off.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds something else, or was saved with another model.
+        """
+        tensors, plain = load_tensors(path, KIND)
+        lane = cls(lm, parse_policy(plain["policy"]))
+        lane.restore(tensors, plain)
+        return lane
+
+
+def check_policy(lm: LM, policy: Policy) -> None:
+    """Raise ValueError where a policy asks for more positions than a position table has."""
+    longest = lm.train_length if lm.family.ends else None
+    if longest is not None and policy.cache_size is not None and policy.cache_size > longest:
+        raise ValueError(
+            f"{lm.name} has positions for {longest} tokens, the policy needs {policy.cache_size}; "
+            f"use a cache of at most {longest}"
+        )

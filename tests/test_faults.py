@@ -1,0 +1,307 @@
+"""Bad input gets a clear error, and a broken pass or a full disk loses nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from naive import naive_logits
+from zoo import zoo_float32, zoo_model
+
+from sinkviz.caches import SinkCache
+from sinkviz.families import FAMILIES
+from sinkviz.lanes import Lane
+from sinkviz.models import LM
+from sinkviz.policies import Dense, Recompute, SinkWindow, Window
+from sinkviz.scoring import score
+from sinkviz.streaming import stream
+from sinkviz.trial import try_rotary
+
+POLICY = SinkWindow(3, 9)
+
+
+def text(n: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(3, 61, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+# Sizes, masks, models ---------------------------------------------------------------------------
+
+
+def test_a_cache_longer_than_the_table_of_positions_is_refused():
+    lm = zoo_float32("gptj")
+    with pytest.raises(ValueError, match="positions for 256 tokens, the policy needs 300"):
+        score(lm, text(20), SinkWindow(4, 296))
+    with pytest.raises(ValueError, match="256 positions apart.*the cache has 256"):
+        SinkCache(lm.model, 4, 252)
+    with pytest.raises(
+        ValueError, match="positions for 256 tokens, and full attention has reached"
+    ):
+        score(lm, text(400), Dense())
+    run = score(lm, text(600), SinkWindow(4, 60))
+    assert run.nll[1:].max() < 100
+
+
+def test_a_block_with_more_positions_than_the_model_is_refused_or_divided():
+    lm = zoo_float32("codegen")
+    with pytest.raises(ValueError, match="a block of 300 tokens after 0 has more"):
+        lm.model(text(300)[None], past_key_values=SinkCache(lm.model, 4, 60))
+    lane = Lane(lm, SinkWindow(4, 60))
+    lane.feed(text(300))
+    assert lane.seen == 300
+
+
+@pytest.mark.parametrize(
+    ("mask", "row"),
+    [([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], 0), ([[0, 1, 1, 1, 1], [0, 1, 0, 1, 1]], 1)],
+)
+def test_padding_on_the_wrong_side_is_refused(mask, row):
+    lm = zoo_float32("llama")
+    with pytest.raises(ValueError, match=f"padding must be on the left: stream {row}"):
+        lm.model(
+            text(10).view(2, 5),
+            attention_mask=torch.tensor(mask),
+            past_key_values=SinkCache(lm.model, 2, 6),
+        )
+
+
+def test_a_mask_of_another_shape_is_refused():
+    lm = zoo_float32("llama")
+    with pytest.raises(ValueError, match="must be .batch, token., got 4 axes"):
+        lm.model(
+            text(5)[None],
+            attention_mask=torch.ones(1, 1, 5, 5),
+            past_key_values=SinkCache(lm.model, 2, 6),
+        )
+
+
+def test_an_attention_that_takes_no_mask_is_refused_where_one_is_needed():
+    lm = zoo_float32("llama")
+    cache = SinkCache(lm.model, 2, 6)
+    lm.model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="flash_attention_2 takes no mask of ours"):
+        lm.model(text(20)[None], past_key_values=cache)
+    cache.reset()
+    assert cache.begin(1, 5, None)["attention_mask"] is None
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_positions_stay_where_rotary_scaling_does_not_change(rope_type):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    factors = (
+        {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8} if rope_type != "dynamic" else {}
+    )
+    rope = {"rope_type": rope_type, "rope_theta": 1e4, "factor": 4.0, **factors}
+    options = {"original_max_position_embeddings": 40} if rope_type == "longrope" else {}
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=40,
+        initializer_range=0.3,
+        rope_parameters=rope | options,
+        bos_token_id=0,
+        eos_token_id=None,
+    )
+    lm = LM(LlamaForCausalLM(config).double().eval(), name=rope_type)
+    with pytest.raises(ValueError, match="40 positions apart.*frequencies change.*has 40"):
+        SinkCache(lm.model, 4, 36)
+    expected = naive_logits(lm, text(200), POLICY)
+    for size in (1, 25):
+        lane = Lane(lm, POLICY)
+        found = torch.cat([lane.read(part) for part in text(200).split(size)])
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_a_cache_belongs_to_its_model():
+    lm, other = zoo_float32("llama"), zoo_float32("qwen2")
+    cache = SinkCache(lm.model, 2, 6)
+    lm.model(text(5)[None], past_key_values=cache)
+    with pytest.raises(ValueError, match="this cache belongs to another model"):
+        other.model(text(1)[None], past_key_values=cache)
+    with pytest.raises(ValueError, match="was not called itself"):
+        lm.model.model(text(1)[None], past_key_values=cache)
+    with pytest.raises(ValueError, match=r"keys of \(2, 2, 1, 16\).*do not fit this cache"):
+        lm.model(text(2)[:, None], past_key_values=cache)
+
+
+def test_sizes_and_conventions_are_checked():
+    lm = zoo_float32("llama")
+    for sizes, message in (((-1, 4), "n_sink >= 0"), ((2, 0), "n_recent >= 1")):
+        with pytest.raises(ValueError, match=message):
+            SinkCache(lm.model, *sizes)
+    with pytest.raises(ValueError, match="'cache' or 'text', got 'slot'"):
+        SinkCache(lm.model, 2, 6, positions="slot")
+    with pytest.raises(ValueError, match="only Window and SinkWindow can be compiled"):
+        Lane(lm, Dense(), compiled=True)
+
+
+# Families that the table does not know ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "cohere", "phi", "gpt_neox", "gemma", "qwen3"])
+def test_an_unknown_rotary_family_is_found_by_trial(name, monkeypatch):
+    """The row that the trial finds streams as exactly as the row of the table."""
+    with zoo_model(name) as lm:
+        expected = naive_logits(lm, text(60), POLICY)
+        known = lm.family
+        monkeypatch.delitem(FAMILIES, lm.model.config.model_type)
+        tried = LM(lm.model, name="unknown")
+        assert tried.family.interleaved == known.interleaved
+        assert tried.family.attention == known.attention
+        lane = Lane(tried, POLICY)
+        found = torch.cat([lane.read(part) for part in text(60).split(7)])
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpt2", "shows no rotary frequencies"),
+        ("falcon-alibi", "do not turn with the positions"),
+        ("smollm3", "do not turn with the positions"),
+    ],
+)
+def test_an_unknown_family_that_fails_its_trial_is_refused(name, message):
+    lm = zoo_float32(name)
+    with pytest.raises(ValueError, match=message):
+        try_rotary(lm.model)
+
+
+# Broken passes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gptj", "mpt"])
+@pytest.mark.parametrize("policy", [Dense(), Window(12), POLICY, Recompute(12)], ids=str)
+def test_a_pass_that_breaks_off_between_layers_never_happened(name, policy, error, monkeypatch):
+    """While the cache fills, when it is full, and in a block that passes its end; re-based too."""
+    import sinkviz.caches as caches
+
+    monkeypatch.setattr(caches, "REBASE_AT", 16)
+    with zoo_model(name) as lm:
+        ids = text(90)
+        expected = naive_logits(lm, ids, policy)
+        lane, found, start = Lane(lm, policy), [], 0
+        layers = next(m for m in lm.model.modules() if isinstance(m, torch.nn.ModuleList))
+
+        def break_off(*args):
+            raise error
+
+        for size in (1, 1, 5, 20, 1, 1, 30, 1, 30):
+            part = ids[start : start + size]
+            handle = layers[1].register_forward_hook(break_off)
+            with pytest.raises(error):
+                lane.feed(part)
+            handle.remove()
+            assert lane.seen == start
+            start += size
+            torch.testing.assert_close(lane.feed(part), expected[start - 1], atol=1e-9, rtol=0)
+
+
+def test_two_streams_take_turns_on_one_model():
+    with zoo_model("llama") as lm:
+        texts = [text(60, seed) for seed in (1, 2)]
+        lanes = [Lane(lm, POLICY), Lane(lm, Window(7))]
+        expected = [
+            naive_logits(lm, ids, lane.policy) for ids, lane in zip(texts, lanes, strict=True)
+        ]
+        for i in range(60):
+            for lane, ids, logits in zip(lanes, texts, expected, strict=True):
+                torch.testing.assert_close(lane.feed(ids[i : i + 1]), logits[i], atol=1e-9, rtol=0)
+
+
+def test_logits_that_are_not_numbers_are_reported():
+    lm = zoo_float32("llama")
+    lm.model.lm_head.weight.data[3] = torch.nan
+    with pytest.raises(FloatingPointError, match="not numbers after 5 tokens under 3.9"):
+        list(stream(lm, POLICY, text(5), max_new_tokens=3))
+    with pytest.raises(FloatingPointError, match="not numbers between tokens 0 and"):
+        score(lm, text(30), POLICY)
+
+
+# Saving -----------------------------------------------------------------------------------------
+
+SAVED = [Dense(), Window(12), POLICY, SinkWindow(3, 9, "text"), Recompute(12)]
+
+
+@pytest.mark.parametrize("policy", SAVED, ids=str)
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "bloom"])
+def test_a_saved_stream_goes_on_as_if_nothing_had_happened(name, policy, tmp_path):
+    lm, options = zoo_float32(name), {"temperature": 1.0, "seed": 3}
+    whole = [s.token_id for s in stream(lm, policy, text(9), max_new_tokens=60, **options)]
+    found, path = [], tmp_path / "stream.safetensors"
+    for n_new in (1, 20, 39):
+        steps = stream(lm, policy, text(9), max_new_tokens=None, state=path, **options)
+        found += [next(steps).token_id for _ in range(n_new)]
+        steps.close()
+    assert found == whole
+    lane = Lane.load(lm, path)
+    assert lane.seen == 9 + 60 - 1
+
+
+def test_a_saved_lane_goes_on_and_knows_what_it_belongs_to(tmp_path):
+    lm, lane = zoo_float32("llama"), None
+    lane = Lane(lm, POLICY)
+    lane.feed(text(40))
+    path = lane.save(tmp_path / "lane.safetensors")
+    again = Lane.load(lm, path)
+    assert torch.equal(again.feed(text(2)), lane.feed(text(2)))
+    with pytest.raises(ValueError, match="saved with model llama, not qwen2"):
+        Lane.load(zoo_float32("qwen2"), path)
+    with pytest.raises(ValueError, match="saved with policy 3.9, not 0.5"):
+        stream(lm, Window(5), text(3), state=stream_file(lm, tmp_path))
+    with pytest.raises(FileNotFoundError):
+        Lane.load(lm, tmp_path / "none")
+
+
+def stream_file(lm, folder):
+    path = folder / "stream.safetensors"
+    list(stream(lm, POLICY, text(5), max_new_tokens=3, state=path))
+    return path
+
+
+def test_a_full_disk_keeps_the_file_of_before(tmp_path, monkeypatch):
+    import sinkviz.records as records
+
+    lm = zoo_float32("llama")
+    path = stream_file(lm, tmp_path)
+    before = path.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records, "save_torch_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        list(stream(lm, POLICY, text(5), max_new_tokens=3, state=path))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("policy", [Dense(), POLICY, Recompute(12)], ids=str)
+@pytest.mark.parametrize("mass", [False, True])
+def test_a_score_that_breaks_off_goes_on_from_its_state(policy, mass, tmp_path):
+    if mass and policy.recompute:
+        return
+    lm, ids, path = zoo_float32("llama"), text(150), tmp_path / "score.safetensors"
+    whole = score(lm, ids, policy, block=20, mass=mass)
+    calls = 0
+
+    def break_off(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+
+    handle = lm.model.model.layers[1].register_forward_hook(break_off)
+    with pytest.raises(KeyboardInterrupt):
+        score(lm, ids, policy, block=20, mass=mass, state=path)
+    handle.remove()
+    again = score(lm, ids, policy, block=20, mass=mass, state=path)
+    assert again.nll[1:] == pytest.approx(whole.nll[1:], abs=1e-5)
+    if mass:
+        assert again.mass[:-1] == pytest.approx(whole.mass[:-1], abs=1e-5)
+    with pytest.raises(ValueError, match="belongs to another text"):
+        score(lm, text(150, 9), policy, mass=mass, state=path)
