@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from sinkviz.caches import SinkCache
 from sinkviz.forward import compiled_step, forward
 from sinkviz.models import LM, untouched
-from sinkviz.policies import Dense, Policy, parse_policy
+from sinkviz.policies import Dense, Policy, check_registered, parse_policy
 from sinkviz.ranked import RankedCache
 from sinkviz.records import load_tensors, save_tensors
 
@@ -47,6 +47,7 @@ class Lane:
         self.cache: Any = None
         # What Recompute runs afresh, per row: the beginning, and the most recent tokens.
         self.rows: list[tuple[list[int], deque[int]]] = []
+        self._held: list[int] = []  # what a RankedCache held when last asked
         if not policy.recompute:
             self.cache = lm.cache(policy)
         if compiled and not isinstance(self.cache, SinkCache):
@@ -151,7 +152,14 @@ class Lane:
         return self.cache.n_bytes
 
     def evicted(self, n_new: int) -> tuple[int, ...]:
-        """Return the text positions that the last ``n_new`` tokens pushed out."""
+        """Return the text positions that the last ``n_new`` tokens pushed out.
+
+        Where a policy chooses by layer and head: out of all of them.
+        """
+        if isinstance(self.cache, RankedCache):
+            there = {*self._held, *range(self.seen - n_new, self.seen)}
+            self._held = self.cache.kept_anywhere()
+            return tuple(sorted(there.difference(self._held)))
         if self.policy.cache_size is None:
             return ()
         first = max(self.policy.n_sink, self.seen - n_new - self.policy.n_recent)
@@ -201,6 +209,8 @@ class Lane:
                 index += 1
         elif self.cache is not None:
             self.cache.restore(tensors, plain["clock"])
+            if isinstance(self.cache, RankedCache):
+                self._held = self.cache.kept_anywhere()
         n_recent = self.policy.n_recent
         self.rows = [(begin, deque(recent, maxlen=n_recent)) for begin, recent in plain["rows"]]
         self.seen = plain["seen"]
@@ -224,7 +234,8 @@ class Lane:
 
 
 def check_policy(lm: LM, policy: Policy) -> None:
-    """Raise ValueError where a policy asks for more positions than a position table has."""
+    """Raise ValueError where a policy is none, or asks for more positions than a table has."""
+    check_registered(policy)
     longest = lm.train_length if lm.family.ends else None
     if longest is not None and policy.cache_size is not None and policy.cache_size > longest:
         raise ValueError(

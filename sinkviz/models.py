@@ -213,15 +213,19 @@ def untouched(model: nn.Module, attention: str | None = None) -> Iterator[None]:
         model: the model.
         attention: attention implementation to use meanwhile.
     """
-    training, implementation = model.training, model.config._attn_implementation
+    # Only what is in training mode is touched: walking all modules twice is a tenth of a step.
+    training = [module for module in model.modules() if module.training]
+    implementation = model.config._attn_implementation
     try:
-        model.eval()
+        for module in training:
+            module.training = False
         if attention is not None:
             model.config._attn_implementation = attention
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
         model.config._attn_implementation = implementation
 
 

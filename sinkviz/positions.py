@@ -119,12 +119,8 @@ def rotate(
         tensor([-0.,  1.,  7.])
     """
     pairs = cos.shape[-1]
-    turned, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
-    first, second = (
-        (turned[..., 0::2], turned[..., 1::2])
-        if interleaved
-        else (turned[..., :pairs], turned[..., pairs:])
-    )
+    rest = x[..., 2 * pairs :]
+    first, second = halves(x, pairs, interleaved)
     first, second = first * cos - second * sin, second * cos + first * sin
     if interleaved:
         turned = torch.stack((first, second), dim=-1).flatten(-2)
@@ -160,6 +156,26 @@ def rotation_by(
     angle = torch.remainder(angle, 2 * math.pi)
     dtype = torch.float64 if frequencies.dtype == torch.float64 else torch.float32
     return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def halves(
+    x: Float[Tensor, "*batch dimension"], pairs: int, interleaved: bool
+) -> tuple[Float[Tensor, "*batch pair"], Float[Tensor, "*batch pair"]]:
+    """Return views of the first and the second coordinates of every rotary pair.
+
+    Args:
+        x: queries or keys.
+        pairs: how many pairs are rotated.
+        interleaved: how coordinates are paired, see ``rotate``.
+
+    Example:
+        >>> first, second = halves(torch.arange(6.0), 2, interleaved=False)
+        >>> first, second
+        (tensor([0., 1.]), tensor([2., 3.]))
+    """
+    if interleaved:
+        return x[..., 0 : 2 * pairs : 2], x[..., 1 : 2 * pairs : 2]
+    return x[..., :pairs], x[..., pairs : 2 * pairs]
 
 
 def sinusoidal_table(

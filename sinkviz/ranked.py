@@ -189,7 +189,7 @@ class RankedCache(BoundCache):
             ranks = [rank for rank, token in enumerate(self._kept) if token in left]
             if len(ranks) < len(self._kept):
                 stay = torch.tensor(ranks, dtype=torch.long, device=self._device)[None, None]
-        n_key = self._count(self.seen + n_new)
+        n_key = len(kept) or self._count(self.seen + n_new)
         rank = torch.arange(n_key, device=self._device)
         turns = {id(one): rotation_by(rank, one) for one in self._frequencies}
         return Pass(n_new, n_key, kept, stay, turns)

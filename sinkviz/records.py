@@ -129,7 +129,7 @@ class Record:
         """
         arrays, plain = load_tensors(path, cls.kind, "numpy")
         if "policy" in plain:
-            plain["policy"] = parse_policy(plain["policy"].replace("recompute ", "recompute:"))
+            plain["policy"] = parse_policy(plain["policy"])
         return cls(**arrays, **{name: _tuples(value) for name, value in plain.items()})
 
 

@@ -201,10 +201,8 @@ def parse_policy(text: str) -> Policy:
     name, sizes = re.fullmatch(r"\s*([a-zA-Z][\w-]*)?[\s:]*(.*?)\s*", text, re.DOTALL).groups()
     policy_class = POLICIES.get((name or "sink").lower())
     if policy_class is None or not (name or sizes):
-        raise ValueError(
-            f"no policy {text!r}; known are {', '.join(POLICIES)}, with sizes as in window:64, "
-            "h2o:32+32 or 4+60 (sinks + recent)"
-        )
+        known = ", ".join(":".join(filter(None, (name, _form(c)))) for name, c in POLICIES.items())
+        raise ValueError(f"no policy {text!r}; known are {known}; 4+60 is short for sink:4+60")
     try:
         if hasattr(policy_class, "from_text"):
             return policy_class.from_text(sizes)
@@ -228,6 +226,10 @@ def read_sizes(text: str, least: int, most: int) -> list[int]:
         noun = "size" if most == 1 else "sizes"
         raise ValueError(f"expected {count} {noun} (whole numbers joined by +), got {text!r}")
     return [int(part) for part in parts]
+
+
+def _form(policy_class: type) -> str:
+    return "+".join("N" for one in fields(policy_class) if one.init and one.type in ("int", int))
 
 
 def _written(policy: Policy) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from sinkviz.attention import Band
-from sinkviz.positions import rotate, rotation_by
+from sinkviz.positions import halves, rotate, rotation_by
 
 
 @dataclass
@@ -53,7 +53,8 @@ class Ring:
         copies: layers of this or a like ring rotate their keys, and one mask serves both.
         step: the pass under way, or None between passes.
         slot: where its token goes, per row, if it feeds one to a full ring.
-        turn: rotation of the sinks' keys then.
+        turn: cosine and sine of the rotation of the sinks' keys then.
+        spin: the same as complex numbers.
     """
 
     clock: Clock
@@ -66,6 +67,7 @@ class Ring:
     step: Pass | None = None
     slot: Int[Tensor, " row"] | None = None
     turn: tuple[Tensor, Tensor] | None = None
+    spin: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -84,12 +86,19 @@ class Ring:
 
     def begin(self, n_new: int, device: torch.device) -> None:
         """Prepare a pass over ``n_new`` tokens."""
-        self.step = Pass(self, n_new)
-        if self.step.layout == "slots":
-            self.slot = self.step.slot.to(device)
-            if self.n_sink and self.frequencies is not None:
-                cos, sin = rotation_by(self.step.delta, self.frequencies)
-                self.turn = cos[:, None], sin[:, None]
+        self.step = step = Pass(self, n_new)
+        if step.layout != "slots":
+            return
+        clock = self.clock
+        if clock.padding is None:  # plain numbers: this is every step of an endless stream
+            slot = self.n_sink + (clock.seen - self.n_sink) % self.n_recent
+            delta = (clock.seen + 1 - self.size if self.moves else 0) - clock.base
+            self.slot = torch.tensor([slot], device=device)
+        else:
+            self.slot, delta = step.slot.to(device), step.delta[..., None]
+        if self.n_sink and self.frequencies is not None:
+            self.turn = rotation_by(delta, self.frequencies)
+            self.spin = torch.complex(*self.turn)
 
 
 class Pass:
@@ -240,6 +249,8 @@ class RingLayer(CacheLayerMixin):
         self.values = value_states.new_zeros(batch, heads, self.ring.size, value_states.shape[-1])
         # As they came: they are rotated anew from here at each step, so rounding does not add up.
         self.sinks = self.keys[:, :, : self.ring.n_sink].clone()
+        # The sinks' pairs as complex numbers, and where they go.
+        self._pairs: tuple[Tensor, Tensor] | None = None
         self.is_initialized = True
 
     def update(
@@ -289,6 +300,7 @@ class RingLayer(CacheLayerMixin):
         self.values[:, :, seen:after] = value
         if seen < self.ring.n_sink:
             self.sinks[:, :, seen:after] = key[:, :, : self.ring.n_sink - seen]
+            self._pairs = None
         return self.keys[:, :, :after], self.values[:, :, :after]
 
     def _update_slot(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -301,8 +313,27 @@ class RingLayer(CacheLayerMixin):
             self.keys[row, :, slot] = key[:, :, 0]
             self.values[row, :, slot] = value[:, :, 0]
         if ring.n_sink and ring.frequencies is not None:
-            self.keys[:, :, : ring.n_sink] = self._rotated(self.sinks, ring.turn)
+            if ring.clock.compiled:
+                self.keys[:, :, : ring.n_sink] = self._rotated(self.sinks, ring.turn)
+            else:
+                self._turn_sinks()
         return self.keys, self.values
+
+    def _turn_sinks(self) -> None:
+        """Rotate the sinks' keys into their slots, in as few operations as possible.
+
+        In eager mode every operation costs more than its arithmetic here. Compilers fuse them, but
+        not complex numbers.
+        """
+        ring, pairs = self.ring, len(self.ring.frequencies)
+        if self._pairs is None:
+            first, second = halves(self.sinks.to(ring.spin.real.dtype), pairs, ring.interleaved)
+            slots = self.keys[:, :, : ring.n_sink, : 2 * pairs]
+            slots = slots.unflatten(-1, (pairs, 2) if ring.interleaved else (2, pairs))
+            slots = slots if ring.interleaved else slots.transpose(-1, -2)
+            self._pairs = torch.complex(first, second), slots
+        sinks, slots = self._pairs
+        slots.copy_(torch.view_as_real(sinks * ring.spin.to(sinks.device)))
 
     def _update_band(self, key: Tensor, value: Tensor, step: Pass) -> tuple[Tensor, Tensor]:
         ring = self.ring
@@ -333,6 +364,7 @@ class RingLayer(CacheLayerMixin):
         source = source.clamp(0, step.n_new - 1)
         for held, new in ((self.sinks, key), (self.keys, key), (self.values, value)):
             held[:, :, :n_sink] = torch.where(here, _gather(new, source), held[:, :, :n_sink])
+        self._pairs = None
 
     def commit(self) -> None:
         """Write the end of a band into the ring, now that all layers have passed."""
@@ -387,6 +419,7 @@ class RingLayer(CacheLayerMixin):
         self.keys.copy_(keys)
         self.values.copy_(values)
         self.sinks.copy_(sinks)
+        self._pairs = None
 
     def take_rows(self, rows: Int[Tensor, " row"]) -> None:
         """Keep these rows of the batch, in this order; a row may come more than once."""
@@ -394,6 +427,7 @@ class RingLayer(CacheLayerMixin):
             self.keys, self.values, self.sinks = (
                 x.index_select(0, rows.to(x.device)) for x in (self.keys, self.values, self.sinks)
             )
+            self._pairs = None
 
 
 def _gather(x: Tensor, index: Int[Tensor, "row key"]) -> Tensor:

@@ -22,7 +22,7 @@ from sinkviz.lanes import Lane
 from sinkviz.metrics import ROLES
 from sinkviz.metrics import mass as mass_by_role
 from sinkviz.models import LM, Text, untouched
-from sinkviz.policies import Policy
+from sinkviz.policies import Dense, Policy, SinkWindow, Window
 from sinkviz.records import StreamRun, load_tensors, provenance, save_tensors
 
 KIND = "score"
@@ -54,8 +54,8 @@ def score(
             per pass: its slow reference).
         block: queries per forward pass; memory grows with it, results do not change. By default
             256 to 2,048, fewer for large vocabularies.
-        mass: also record where the attention went, by role of the key (parallel engine, not for
-            Recompute).
+        mass: also record where the attention went, by role of the key (parallel engine, for Dense,
+            Window and SinkWindow).
         progress: show a progress bar.
         state: a file to keep half a score in. It is written every half minute and when the score
             breaks off, whole or not at all; where it exists, the score goes on from it.
@@ -72,8 +72,11 @@ def score(
         raise ValueError(f"no engine {engine!r}; known are parallel, stepwise")
     if block is not None and block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
-    if mass and (engine == "stepwise" or policy.recompute):
-        raise ValueError("mass is recorded by the parallel engine, and not for Recompute")
+    if mass and (engine == "stepwise" or not isinstance(policy, Dense | Window | SinkWindow)):
+        raise ValueError(
+            "mass is recorded by the parallel engine for Dense, Window and SinkWindow, not for "
+            f"{policy} with engine {engine!r}"
+        )
     ids = lm.encode(text)
     if len(ids) < 2:
         raise ValueError("a text to score needs at least two tokens; the first predicts the next")

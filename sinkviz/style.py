@@ -6,6 +6,7 @@ and changes no rcParams; what depends on the background is read from the Axes dr
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -125,7 +126,9 @@ def policy_name(policy: Policy) -> str:
         ('SinkWindow 4+60', 'Recompute 64', 'Dense')
     """
     kind = type(policy).__name__
-    return kind if isinstance(policy, Dense) else f"{kind} {str(policy).split()[-1]}"
+    if isinstance(policy, Dense):
+        return kind
+    return f"{kind} {re.split('[ :]', str(policy), maxsplit=1)[-1]}"
 
 
 def line_scale(ax: Axes) -> float:
@@ -140,6 +143,7 @@ def policy_styles(policies: Iterable[Policy], ax: Axes) -> list[dict[str, Any]]:
     """Return how the curve of each policy is drawn, as keywords of ``Axes.plot``.
 
     The four kinds differ in colour, dash and marker. Further policies of a kind keep the colour.
+    All others share the ink and a marker of their own: a fifth hue would not stay apart.
 
     Args:
         policies: in the order of the curves.
@@ -152,13 +156,15 @@ def policy_styles(policies: Iterable[Policy], ax: Axes) -> list[dict[str, Any]]:
         # Above SinkWindow, whose curve it meets: the solid one shows through the gaps.
         Recompute: (COLOURS["recent"], DASH_DOT, "s", 1.8, 2.6),
     }
+    other = (ink(ax), SOLID, "^", 1.6, 2.45)
     scale = line_scale(ax)
-    seen: Counter[type] = Counter()
+    seen: Counter[type | None] = Counter()
     styles = []
     for policy in policies:
-        colour, dash, marker, width, order = looks[type(policy)]
-        nth = seen[type(policy)]
-        seen[type(policy)] += 1
+        kind = type(policy) if type(policy) in looks else None
+        colour, dash, marker, width, order = looks.get(kind, other)
+        nth = seen[kind]
+        seen[kind] += 1
         dashes = [dash, *(one for one in DASHES if one != dash)]
         markers = [marker, *(one for one in MARKERS if one != marker)]
         dash, marker = dashes[nth % len(dashes)], markers[nth % len(markers)]

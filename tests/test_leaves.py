@@ -107,12 +107,45 @@ def test_null_softmax_leaves_a_rest():
     torch.testing.assert_close(rest, expected)
 
 
+def attend(band: Band, q, k, v, **options):
+    module = torch.nn.Identity()
+    module.layer_idx = 0
+    return banded_attention(module, q, k, v, None, bands={0: band}, scaling=0.3, **options)[0]
+
+
 def test_banded_attention_is_attention_where_all_is_visible():
     q, k, v = torch.randn(3, 1, 4, 6, 8)
-    band = Band(visible=torch.ones(6, 6, dtype=torch.bool).tril())
-    ours, _ = banded_attention(torch.nn.Identity(), q, k, v, None, band=band, scaling=0.3)
+    position = torch.arange(6)[None]
+    ours = attend(Band(position, position), q, k, v)
     theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
     torch.testing.assert_close(ours, theirs.transpose(1, 2))
+
+
+@pytest.mark.parametrize("options", [{}, {"s_aux": True}, {"softcap": 2.0}], ids=str)
+@pytest.mark.parametrize("padding", [(0,), (0, 3, 41)], ids=str)
+@pytest.mark.parametrize("seen", [0, 3, 50])
+@pytest.mark.parametrize(("n_sink", "n_recent"), [(0, 5), (2, 5), (4, 40), (0, 1), (3, 1)])
+def test_folded_attention_equals_whole_attention(n_sink, n_recent, seen, padding, options):
+    """A block is folded into groups of queries; in the definition every query meets every key."""
+    generator = torch.Generator().manual_seed(0)
+    n_query, rows = 75, len(padding)
+    query = torch.arange(seen, seen + n_query)[None] - torch.tensor(padding)[:, None]
+    n_old = min(n_recent - 1, seen)
+    recent = torch.cat((query[:, :1] + torch.arange(-n_old, 0), query), 1)
+    sink = torch.arange(n_sink).expand(rows, -1)
+    key = torch.cat(
+        (sink.masked_fill(sink > query[:, -1:], -1), recent.masked_fill(recent < n_sink, -1)), 1
+    )
+    angle = torch.rand(rows, n_query, 3, generator=generator, dtype=torch.float64)
+    band = Band(query, key, n_sink, n_recent, turn=(angle.cos(), angle.sin()) if n_sink else None)
+    q = torch.randn(rows, 4, n_query, 8, generator=generator, dtype=torch.float64)
+    k, v = torch.randn(2, rows, 2, key.shape[1], 8, generator=generator, dtype=torch.float64)
+    if options.get("s_aux"):
+        options = {"s_aux": torch.randn(4, generator=generator, dtype=torch.float64)}
+    real = (query >= 0)[..., None, None]
+    folded = attend(band, q, k, v, **options)
+    whole = attend(band, q, k, v, maps=True, **options)
+    torch.testing.assert_close(folded * real, whole * real, atol=1e-12, rtol=0)
 
 
 def causal(n: int, heads: int = 2) -> torch.Tensor:

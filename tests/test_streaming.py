@@ -232,7 +232,7 @@ def test_mass_sums_to_one_and_sinks_are_counted():
         (lambda lm: score(lm, "hello", Dense()), "no tokenizer"),
         (lambda lm: score(lm, [1, 2], Dense(), engine="fast"), "known are parallel, stepwise"),
         (lambda lm: score(lm, [1, 2], Dense(), block=0), "block must be at least 1"),
-        (lambda lm: score(lm, [1, 2], Recompute(4), mass=True), "not for Recompute"),
+        (lambda lm: score(lm, [1, 2], Recompute(4), mass=True), "not for recompute 4"),
         (lambda lm: compare(lm, [], text=[1, 2]), "at least one policy"),
         (lambda lm: compare(lm, [Dense()]), "either a prompt"),
         (lambda lm: compare(lm, [Dense()], text=[1]), "at least two tokens"),
