@@ -5,6 +5,7 @@ Knows nothing about models, caches or policies: tensors in, tensors out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -189,52 +190,61 @@ def folded_attention(
     batch, heads, n_query, size = query.shape
     kv_heads, n_sink, reach = key.shape[1], band.n_sink, band.n_recent - 1
     shared = heads // kv_heads
-    fold = min(n_query, max(32, min(128, band.n_recent)))
+    # About a window wide, and a power of two, which blocks are too: then nothing is left over.
+    fold = min(n_query, 2 ** min(7, max(5, round(math.log2(band.n_recent)))))
     n_folds = -(-n_query // fold)
     spare = n_folds * fold - n_query
-
-    def grouped(x: Tensor) -> Tensor:
-        x = nn.functional.pad(x, (0, 0, 0, spare)) if spare else x
-        x = x.view(batch, kv_heads, shared, n_folds, fold, -1).transpose(2, 3)
-        return x.reshape(batch * kv_heads * n_folds, shared * fold, -1)
-
-    # Keys before the first query, missing ones made up; then the queries' own, and the spare ones.
+    # Keys before the first query that are not there, such as at the beginning of a text.
     missing = reach - (key.shape[2] - n_sink - n_query)
 
-    def stretched(x: Tensor) -> Tensor:
-        x = nn.functional.pad(x[:, :, n_sink:], (0, 0, missing, spare))
-        x = x.unfold(2, reach + fold, fold)  # batch kv_head fold dimension key
-        return x.reshape(batch * kv_heads * n_folds, size, reach + fold)
-
-    def sinks(x: Tensor) -> Tensor:
-        x = x[:, :, None, :n_sink].expand(-1, -1, n_folds, -1, -1)
-        return x.reshape(batch * kv_heads * n_folds, n_sink, -1)
-
     row = torch.arange(fold, device=query.device)[:, None]
-    column = torch.arange(reach + fold, device=query.device)
-    mask = query.new_zeros(fold, reach + fold)
-    mask = mask.masked_fill((column < row) | (column > row + reach), -torch.inf).repeat(shared, 1)
-    scores = torch.baddbmm(mask, grouped(query), stretched(key), alpha=scaling)
-    if n_sink:
-        towards = grouped(turned(query, band)) @ sinks(key).transpose(1, 2)
-        scores = torch.cat((towards * scaling, scores), -1)
-    scores = _cap(scores, softcap)
+    column = torch.arange(-n_sink, reach + fold, device=query.device)
+    outside = (column >= 0) & ((column < row) | (column > row + reach))
+    mask = query.new_zeros(outside.shape).masked_fill(outside, -torch.inf).repeat(shared, 1)
+    hidden = None
     if softcap is not None or missing or not band.all_filled:
-        scores = scores.view(batch, kv_heads, n_folds, shared, fold, -1)
         hidden = ~_folded_visibility(band, n_folds, fold, missing, spare)
-        scores = (
-            scores.masked_fill(hidden[:, None, :, None], -torch.inf).flatten(0, 2).flatten(1, 2)
-        )
-    if s_aux is not None:
-        null = s_aux.view(1, kv_heads, 1, shared, 1).to(scores)
-        null = null.expand(batch, -1, n_folds, -1, fold).reshape(*scores.shape[:2], 1)
-        scores = torch.cat((scores, null), -1)
-    attention = scores.softmax(-1, dtype=torch.promote_types(torch.float32, scores.dtype))
-    attention = attention.to(value.dtype)
-    output = attention[..., n_sink : n_sink + reach + fold] @ stretched(value).transpose(1, 2)
-    if n_sink:
-        output = output + attention[..., :n_sink] @ sinks(value)
-    output = output.view(batch, kv_heads, n_folds, shared, fold, size).permute(0, 2, 4, 1, 3, 5)
+        hidden = hidden.repeat(1, 1, shared, 1).expand(batch, -1, -1, -1)
+
+    apart = n_sink > 0 and band.turn is not None
+    queries = torch.cat((query, turned(query, band)), -1) if apart else query
+    if spare:
+        queries = nn.functional.pad(queries, (0, 0, 0, spare))
+    queries = queries.view(batch, kv_heads, shared, n_folds, fold, -1).transpose(2, 3)
+
+    def stretched(x: Tensor, apart: bool) -> Tensor:
+        """The sinks and each fold's stretch of keys; in coordinates of their own if ``apart``."""
+        stretch = x[:, :, n_sink:]
+        if missing or spare:
+            stretch = nn.functional.pad(stretch, (0, 0, missing, spare))
+        width = (1 + apart) * size
+        found = x.new_zeros if apart else x.new_empty
+        found = found(batch, x.shape[1], n_folds, width, n_sink + reach + fold)
+        found[..., :size, n_sink:] = stretch.unfold(2, reach + fold, fold)
+        found[..., width - size :, :n_sink] = x[:, :, None, :n_sink].transpose(-1, -2)
+        return found.flatten(0, 2)
+
+    def attend(heads: slice) -> Tensor:
+        folded = queries[:, heads].reshape(-1, shared * fold, queries.shape[-1])
+        scores = torch.baddbmm(mask, folded, stretched(key[:, heads], apart), alpha=scaling)
+        if softcap is not None:
+            scores = _cap(scores, softcap)
+        if hidden is not None:
+            alike = scores.view(batch, -1, *hidden.shape[1:])
+            scores = alike.masked_fill(hidden[:, None], -torch.inf).flatten(0, 2)
+        if s_aux is not None:
+            null = s_aux.view(kv_heads, 1, shared, 1)[heads].to(scores)
+            null = null.expand(batch, -1, n_folds, shared, fold).reshape(*scores.shape[:2], 1)
+            scores = torch.cat((scores, null), -1)
+        attention = scores.softmax(-1, dtype=torch.promote_types(torch.float32, scores.dtype))
+        attention = attention[..., : n_sink + reach + fold].to(value.dtype)
+        output = attention @ stretched(value[:, heads], apart=False).transpose(1, 2)
+        return output.view(batch, -1, n_folds, shared, fold, size)
+
+    # As many heads at once as 64 MB of scores allow.
+    step = max(1, 2**24 // (batch * n_folds * shared * fold * len(column)))
+    parts = [attend(slice(head, head + step)) for head in range(0, kv_heads, step)]
+    output = torch.cat(parts, 1).permute(0, 2, 4, 1, 3, 5)
     return output.reshape(batch, n_folds * fold, heads, size)[:, :n_query]
 
 

@@ -119,13 +119,15 @@ def rotate(
         tensor([-0.,  1.,  7.])
     """
     pairs = cos.shape[-1]
-    rest = x[..., 2 * pairs :]
-    first, second = halves(x, pairs, interleaved)
-    first, second = first * cos - second * sin, second * cos + first * sin
-    if interleaved:
-        turned = torch.stack((first, second), dim=-1).flatten(-2)
-    else:
-        turned = torch.cat((first, second), dim=-1)
+    both = cos.repeat_interleave(2, -1) if interleaved else torch.cat((cos, cos), -1)
+    turned, rest = x[..., : 2 * pairs] * both, x[..., 2 * pairs :]
+    for out, other, sign in zip(
+        halves(turned, pairs, interleaved),
+        reversed(halves(x, pairs, interleaved)),
+        (-1, 1),
+        strict=True,
+    ):
+        out.addcmul_(other, sin, value=sign)
     turned = turned.to(x.dtype)
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -106,6 +106,20 @@ def _block(lm: LM, policy: Policy) -> int:
     return max(256, min(2048, LOGITS // lm.model.config.get_text_config().vocab_size))
 
 
+def _nll(
+    logits: Float[Tensor, "token vocabulary"], targets: Int[Tensor, " token"]
+) -> Float[Tensor, " token"]:
+    # In pieces that stay in a processor's cache.
+    size = max(1, LOGITS // 16 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return torch.cat(
+        [
+            torch.nn.functional.cross_entropy(part.to(wide), target, reduction="none")
+            for part, target in zip(logits.split(size), targets.split(size), strict=True)
+        ]
+    )
+
+
 @dataclass
 class _Job:
     """A score under way: which tokens are done, and what came out."""
@@ -134,10 +148,8 @@ class _Job:
         saved = started = time.perf_counter()
         for logits in self._blocks(block):
             targets = self.ids[self.done + 1 : self.done + 1 + len(logits)]
-            wide = logits.double() if logits.dtype == torch.float64 else logits.float()
-            nll = torch.nn.functional.cross_entropy(wide, targets, reduction="none")
             end = self.done + 1 + len(targets)
-            self.nll[self.done + 1 : end] = nll.cpu().numpy()
+            self.nll[self.done + 1 : end] = _nll(logits, targets).cpu().numpy()
             if np.isnan(self.nll[self.done + 1 : end]).any():
                 raise FloatingPointError(
                     f"{self.lm.name} returned logits that are not numbers between tokens "

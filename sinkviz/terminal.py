@@ -35,10 +35,13 @@ Source = Annotated[
         "hub:DATASET.",
     ),
 ]
-POLICY_HELP = (
-    "What may stay in the cache, comma-separated: dense (everything), 0+64 (the last 64 tokens), "
-    "4+60 (the first 4 and the last 60), recompute:64 (the last 64, run afresh for each token)."
+ONE_POLICY_HELP = (
+    "dense (everything), 0+64 (the last 64 tokens), 4+60 (the first 4 and the last 60; 4+60@text "
+    "leaves them at their text positions), recompute:64 (the last 64, run afresh for each token), "
+    "h2o:32+32 (32 that got most attention, and the last 32), tova:64 (64; what the newest token "
+    "attends to least leaves)."
 )
+POLICY_HELP = f"What may stay in the cache, comma-separated: {ONE_POLICY_HELP}"
 Policies = Annotated[str, typer.Option(metavar="LIST", help=POLICY_HELP)]
 ReportPolicies = Annotated[
     str | None,
@@ -66,6 +69,25 @@ Picture = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE", callback=_picture, help="Also draw it as a figure: .png, .svg or .pdf."
+    ),
+]
+
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    """Refuse a file that could not be written, before anything is computed."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}; make it first")
+    return path
+
+
+State = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        dir_okay=False,
+        callback=_in_a_folder,
+        help="Keep the stream in a file; where it exists, go on from it. Prompt and seed then do "
+        "not count.",
     ),
 ]
 

@@ -36,6 +36,7 @@ from sinkviz.questions import CATEGORIES, Question, questions
 from sinkviz.records import Turn
 from sinkviz.scoring import score
 from sinkviz.style import COLOURS, contrast, paper
+from sinkviz.terminal import INTERRUPTED
 
 ROOT = Path(__file__).parent.parent
 ASKED = ("How deep is the sea?", "Who lost the blue umbrella, and where?", "Why?")
@@ -605,5 +606,5 @@ def test_ctrl_c_ends_the_chat_with_its_table():
             out, err = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == cli.INTERRUPTED, err
+    assert process.returncode == INTERRUPTED, err
     assert "Traceback" not in err and "question nll" in out

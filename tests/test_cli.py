@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 
 from sinkviz import cli, course
 from sinkviz.classroom import ClassroomConfig, ClassroomForCausalLM
+from sinkviz.cli.talking import readable
+from sinkviz.terminal import INTERRUPTED
 from sinkviz.text import stories
 from sinkviz.training import RECIPES, train_tokenizer
 
@@ -223,6 +225,68 @@ def test_stream_prints_the_text(model):
     assert streamed.replace("\ufffd", "") == document["text"].replace("\ufffd", "")
 
 
+def test_stream_goes_on_from_its_file(model, tmp_path):
+    state, other = str(tmp_path / "stream.safetensors"), str(tmp_path / "other.safetensors")
+    start = ("stream", model, "--policy", "4+12", "--temperature", "1.5", "--seed", "3", "--json")
+
+    def rows(*more):
+        document = json.loads(run(*start, *more).stdout)
+        return [
+            [row["position"], row["token_id"], row["nll"]] for row in document["rows"]
+        ], document
+
+    first, document = rows("--max-new-tokens", "20", "--state", state)
+    assert document["prompt"] == "Once upon a time" and document["seed"] == 3
+    second, document = rows("--max-new-tokens", "20", "--state", state)
+    assert document["prompt"] is None and document["seed"] is None
+    whole, _ = rows("--max-new-tokens", "40", "--state", other)
+    assert [*first, *second] == whole
+    # A third time as text: it goes on where it was, without the prompt.
+    shown = run("stream", model, "--policy", "4+12", "--max-new-tokens", "5", "--state", state)
+    assert not shown.stdout.startswith("Once upon a time")
+    assert f"kept in {state}; the same command goes on from there" in shown.stderr
+    line = plain_error(run("stream", model, "--policy", "0+16", "--state", state, code=1))
+    assert "saved with policy 4+12" in line
+
+
+def test_stream_refuses_a_file_that_it_could_not_write(model, tmp_path):
+    gone = run("stream", model, "--state", str(tmp_path / "gone" / "a.safetensors"), code=2)
+    assert "no folder" in " ".join(gone.output.split())
+    assert "directory" in run("stream", model, "--state", str(tmp_path), code=2).output
+    (tmp_path / "text.txt").write_text("Once upon a time")
+    plain_error(run("stream", model, "--state", str(tmp_path / "text.txt"), code=1))
+    assert (tmp_path / "text.txt").read_text() == "Once upon a time"
+
+
+def test_stream_compiles_what_can_be_compiled(model, monkeypatch):
+    line = plain_error(run("stream", model, "--policy", "dense", "--compiled", code=1))
+    assert "can be compiled" in line
+    asked = {}
+
+    def stream(*args, compiled, **options):
+        asked["compiled"] = compiled
+        return (step for step in ())
+
+    monkeypatch.setattr("sinkviz.streaming.stream", stream)
+    for flag in (["--compiled"], []):
+        run("stream", model, *flag)
+        assert asked["compiled"] is bool(flag)
+
+
+@pytest.mark.parametrize("policy", ["h2o:8+8", "tova:16", "4+12@text"])
+def test_every_policy_that_the_help_names(model, policy):
+    named = re.sub(r"\d+", "N", policy)
+    for name in ("score", "stream", "report", "chat"):
+        assert named in re.sub(r"\d+", "N", re.sub(r"[\s│]+", "", run(name, "--help").output))
+    arguments = ("score", model, "--tokens", "60", "--policies", policy, "--json")
+    (row,) = json.loads(run(*arguments).stdout)["rows"]
+    assert row["policy"] == policy and row["cache"] == 16
+    assert (
+        "wrote 20 tokens"
+        in run("stream", model, "--policy", policy, "--max-new-tokens", "20").stderr
+    )
+
+
 def test_characters_of_several_bytes_wait_until_they_are_whole(model):
     class Step:
         def __init__(self, token_id):
@@ -232,7 +296,7 @@ def test_characters_of_several_bytes_wait_until_they_are_whole(model):
 
     lm, text = load(model), "naïve 🙂 über"
     steps = [Step(int(i)) for i in lm.encode(text)[1:]]
-    pieces = list(cli._readable(lm, "Say: ", steps, []))
+    pieces = list(readable(lm, "Say: ", steps))
     assert "".join(pieces) == f"Say: {text}" and "\ufffd" not in "".join(pieces)
     assert len(pieces) < len(steps)
 
@@ -284,6 +348,23 @@ def test_report_into_a_folder_that_is_not_there(model, tmp_path):
 # Ctrl-C -------------------------------------------------------------------------------------------
 
 
+def test_ctrl_c_keeps_the_stream(model, tmp_path):
+    state = tmp_path / "stream.safetensors"
+    arguments = ["stream", model, "--policy", "4+12", "--max-new-tokens", "0", "--state", state]
+    with started(*map(str, arguments)) as process:
+        assert process.stdout.read(16) == "Once upon a time"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == INTERRUPTED and "kept in" in err
+    arguments[-3] = "3"
+    document = json.loads(run(*map(str, arguments), "--json").stdout)
+    n_written = int(re.search(r"stopped after ([\d,]+) tokens", err)[1].replace(",", ""))
+    from sinkviz.models import load
+
+    n_prompt = len(load(model).encode("Once upon a time"))
+    assert document["rows"][0]["position"] == n_prompt + n_written
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_ctrl_c_ends_a_stream_cleanly(model, as_json):
     arguments = ["stream", model, "--policy", "4+12", "--max-new-tokens", "0"]
@@ -294,7 +375,7 @@ def test_ctrl_c_ends_a_stream_cleanly(model, as_json):
         time.sleep(1)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-    assert process.returncode == cli.INTERRUPTED, err
+    assert process.returncode == INTERRUPTED, err
     assert "Traceback" not in err
     if as_json:
         document = json.loads(out)

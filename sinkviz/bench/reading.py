@@ -1,0 +1,126 @@
+"""How fast a whole text is scored, captured, and shown under a slider.
+
+Knows nothing about caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import torch
+from torch import Tensor
+
+from sinkviz.bench.measure import (
+    Row,
+    Shape,
+    alternate,
+    milliseconds,
+    peak_bytes,
+    random_lm,
+    ratio,
+    steps,
+    story_ids,
+)
+from sinkviz.capturing import capture
+from sinkviz.models import LM, load, untouched
+from sinkviz.policies import SinkWindow, Window, parse_policy
+from sinkviz.scoring import score
+
+POLICIES = ("0+64", "4+60", "4+252")
+
+
+def bench_score(
+    model: str = "classroom-rope",
+    *,
+    tokens: int = 20_000,
+    stepwise: int = 2_000,
+    policies: Sequence[str] = POLICIES,
+    memory: bool = True,
+    repeat: int = 3,
+) -> Iterator[Row]:
+    """Parallel against stepwise scoring, tokens per second; and memory for ten times the text.
+
+    ``growth_mb`` is what the peak memory of a process of its own grows by, from scoring ``tokens``
+    to scoring ten times as many; ``returned_mb`` of it are the numbers that are returned.
+    """
+    lm = load(model)
+    ids = story_ids(lm, tokens)
+    for name in policies:
+        policy = parse_policy(name)
+        times = alternate(
+            repeat,
+            parallel=lambda policy=policy: len(score(lm, ids, policy).nll),
+            stepwise=lambda policy=policy: len(
+                score(lm, ids[:stepwise], policy, engine="stepwise").nll
+            ),
+        )
+        row = {
+            "policy": str(policy),
+            "parallel_per_s": 1e3 / milliseconds(times["parallel"]),
+            "stepwise_per_s": 1e3 / milliseconds(times["stepwise"]),
+            "ratio": ratio(times["stepwise"], times["parallel"]),
+        }
+        if memory:
+            row |= _memory(model, name, tokens)
+        yield row
+
+
+def _memory(model: str, policy: str, tokens: int) -> Row:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        peaks = pool.submit(peaks_of_scoring, model, policy, (tokens, 10 * tokens)).result()
+    less, more = ((None if peak is None else peak / 1e6) for peak in peaks)
+    # An id of eight bytes and a nll of four for each token.
+    return {
+        "peak_mb": more,
+        "growth_mb": None if less is None else more - less,
+        "returned_mb": 9 * tokens * 12 / 1e6,
+    }
+
+
+def peaks_of_scoring(model: str, policy: str, lengths: Sequence[int]) -> list[int | None]:
+    """Return the most memory that this process has taken after scoring each of some texts."""
+    lm = load(model)
+    ids = story_ids(lm, 1000)
+    peaks = []
+    for length in lengths:
+        score(lm, ids.repeat(-(-length // 1000))[:length], parse_policy(policy))
+        peaks.append(peak_bytes())
+    return peaks
+
+
+def bench_slider(model: str = "classroom-rope") -> Iterator[Row]:
+    """Seconds from a move of the sink slider to its answer, 1,000 tokens (classroom model)."""
+    lm = load(model)
+    ids = story_ids(lm, 1000)
+    for n_sink in (0, 1, 4):
+        policy = SinkWindow(n_sink, 64 - n_sink) if n_sink else Window(64)
+        call = steps(lambda policy=policy: score(lm, ids, policy, mass=True))
+        seconds = milliseconds(alternate(9, score=call)["score"]) / 1e3
+        yield {"policy": str(policy), "tokens": len(ids), "seconds": seconds}
+
+
+def bench_capture(
+    *, lengths: Sequence[int] = (512, 1024), shape: Shape | None = None
+) -> Iterator[Row]:
+    """Statistics of every head against the plain forward pass (12 layers x 12 heads, d = 768)."""
+    lm = random_lm(shape or Shape("random", 768, 12, 12, 3072))
+    for length in lengths:
+        ids = torch.arange(length) % 1000
+        times = alternate(
+            3,
+            capture=steps(lambda ids=ids: capture(lm, ids, keep="statistics")),
+            forward=steps(lambda ids=ids: _plain(lm, ids)),
+        )
+        yield {
+            "tokens": length,
+            "capture_s": milliseconds(times["capture"]) / 1e3,
+            "forward_s": milliseconds(times["forward"]) / 1e3,
+            "ratio": ratio(times["capture"], times["forward"]),
+        }
+
+
+def _plain(lm: LM, ids: Tensor) -> None:
+    with untouched(lm.model):
+        lm.model(ids[None], logits_to_keep=1, use_cache=False)

@@ -1,0 +1,5 @@
+"""``python -m sinkviz.cli`` is ``sinkviz``."""
+
+from sinkviz.cli import app
+
+app()
