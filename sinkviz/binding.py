@@ -43,6 +43,15 @@ class BoundCache(Cache):
         """The pass is over: its tokens count."""
         raise NotImplementedError
 
+    def parts(self, n_new: int, turning: bool = False) -> list[int]:
+        """Return the sizes of the passes in which to feed so many tokens.
+
+        Args:
+            n_new: how many.
+            turning: in passes of ``banded_attention``.
+        """
+        raise NotImplementedError
+
     def layout_of(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return distance and visibility of this pass, (row, query, key) each."""
         raise NotImplementedError
@@ -68,6 +77,8 @@ def bind(cache: BoundCache, model: nn.Module, family: Family) -> None:
                 f"{family.name} is told not to use the cache that it is given, and would get the "
                 "whole text again with every token; pass use_cache=True (to generate, too)"
             )
+        if kwargs.get("logits_to_keep") == 1 and kwargs.get("input_ids") is not None:
+            kwargs = _last_part(cache, module, kwargs)
         fed = [args[0] if args else None, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
         ids = next(x for x in fed if x is not None)
         changes = cache.begin(*ids.shape[:2], kwargs.get("attention_mask"))
@@ -90,6 +101,25 @@ def bind(cache: BoundCache, model: nn.Module, family: Family) -> None:
             if cache.observes:
                 handles.append(module.register_forward_hook(_observer(ours), with_kwargs=True))
     weakref.finalize(cache, _remove, handles)
+
+
+def _last_part(cache: BoundCache, model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Feed a prompt that is too long for one pass, its last part aside; return what is left.
+
+    Only where nothing but the last token's logits is asked for, as ``generate`` does.
+    """
+    ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
+    sizes = cache.parts(ids.shape[1], getattr(cache, "turning", False))
+    if len(sizes) < 2:
+        return kwargs
+    parts = ids.split(sizes, 1)
+    masks = [None] * len(sizes)
+    if mask is not None:
+        masks = mask[:, -ids.shape[1] :].split(sizes, 1)
+    same = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    for part, part_mask in zip(parts[:-1], masks[:-1], strict=True):
+        model(input_ids=part, attention_mask=part_mask, **same)
+    return {**kwargs, "input_ids": parts[-1], "attention_mask": masks[-1]}
 
 
 def _remove(handles: list[Any]) -> None:

@@ -159,12 +159,27 @@ class SinkCache(BoundCache):
         """Return whether a pass over ``n_new`` tokens needs a band in some layer."""
         return any(ring.layout(n_new) == "band" for ring in self.rings)
 
-    def largest_block(self, turning: bool) -> int | None:
-        """Return the most tokens that one pass should feed; None for any number."""
-        limits = [] if self._limit is None else [self._limit - self.longest]
-        if not turning and self.n_sink and any(r.frequencies is not None for r in self.rings):
-            limits.append(COPIED_BLOCK)
-        return min(limits, default=None)
+    @property
+    def turning(self) -> bool:
+        """Whether passes run ``banded_attention``, see ``sinkviz.forward``."""
+        return self.clock.turning
+
+    def parts(self, n_new: int, turning: bool = False) -> list[int]:
+        """Return the sizes of the passes in which to feed so many tokens.
+
+        Args:
+            n_new: how many.
+            turning: in passes of ``banded_attention``, which need no copies of the sinks.
+        """
+        most, free = n_new, 0
+        if self._limit is not None:
+            most = self._limit - self.longest
+        if not turning and self.n_sink and any(ring.copies for ring in self.rings):
+            if self.clock.padding is None:  # nothing is evicted yet: no copies
+                free = min(n_new, most, max(0, self.cache_size - self.seen))
+            most = min(most, COPIED_BLOCK)
+        rest = range(free, n_new, most)
+        return [free] * (free > 0) + [min(most, n_new - start) for start in rest]
 
     # A pass -------------------------------------------------------------------------------------
 

@@ -57,11 +57,7 @@ def forward(
     ring, n_new = isinstance(cache, SinkCache), fed.shape[1]
     turning = lm.family.interface and not isinstance(cache, RankedCache)
     turning = turning and (maps or (ring and cache.bands(n_new)))
-    sizes = [n_new]
-    if ring and (most := cache.largest_block(turning)) is not None:
-        sizes = [min(most, n_new - start) for start in range(0, n_new, most)]
-    elif isinstance(cache, RankedCache):
-        sizes = cache.parts(n_new)
+    sizes = cache.parts(n_new, turning) if isinstance(cache, BoundCache) else [n_new]
     masks = [None] * len(sizes) if mask is None else mask.split(sizes, 1)
     logits = [
         _one_pass(lm, cache, part, mask, turning, last_only, maps)

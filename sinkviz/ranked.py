@@ -136,7 +136,7 @@ class RankedCache(BoundCache):
             return min(n, self.cache_size)
         return len(self.policy.keep(n)) if n else 0
 
-    def parts(self, n_new: int) -> list[int]:
+    def parts(self, n_new: int, turning: bool = False) -> list[int]:
         """Return the sizes of the passes in which to feed so many tokens: none evicts within."""
         counts = [self._count(n) for n in range(self.seen, self.seen + n_new + 1)]
         sizes: list[int] = []

@@ -162,7 +162,7 @@ class Pass:
         return (self.evicted if self.ring.moves else 0 * self.evicted) - self.base
 
     @cached_property
-    def parts(self) -> bool:
+    def spread(self) -> bool:
         """Whether the queries of a band find the sinks at different distances.
 
         Then each query turns to the sinks itself, or gets a copy of them that is rotated for it.
@@ -174,13 +174,13 @@ class Pass:
     @property
     def copies(self) -> int:
         """How many times the sinks stand in front of the band."""
-        return self.n_new if self.parts and not self.turning else 1
+        return self.n_new if self.spread and not self.turning else 1
 
     @cached_property
     def band(self) -> Band:
         """What ``banded_attention`` must know; and which query sees which key, copies aside."""
         turn = None
-        if self.parts and self.turning and self.ring.frequencies is not None:
+        if self.spread and self.turning and self.ring.frequencies is not None:
             turn = rotation_by(-self.delta, self.ring.frequencies)
         return Band(
             query_position=self.query_position,
@@ -338,7 +338,7 @@ class RingLayer(CacheLayerMixin):
     def _update_band(self, key: Tensor, value: Tensor, step: Pass) -> tuple[Tensor, Tensor]:
         ring = self.ring
         sinks, sink_values = self.sinks, self.values[:, :, : ring.n_sink]
-        if ring.n_sink and not (step.parts and step.turning):
+        if ring.n_sink and not (step.spread and step.turning):
             sinks = sinks[:, :, None].expand(-1, -1, step.copies, -1, -1)
             if ring.frequencies is not None:
                 delta = step.delta if step.copies > 1 else step.delta[:1, :1]

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sinkviz.caches import SinkCache
-from sinkviz.forward import forward, watch
+from sinkviz.forward import watch
 from sinkviz.lanes import Lane
 from sinkviz.metrics import ROLES
 from sinkviz.metrics import mass as mass_by_role

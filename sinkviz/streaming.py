@@ -106,7 +106,7 @@ def stream(
         it was.
 
     Raises:
-        ValueError: the prompt is empty, an option is out of range, or the state is another stream's.
+        ValueError: the prompt is empty, an option is out of range, or the state belongs to another.
         FloatingPointError: the model returned logits that are not numbers.
     """
     _check_count(max_new_tokens)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import tiny_classroom, tiny_llama
+from zoo import ZOO, zoo_float32
 
+from sinkviz.caches import SinkCache
 from sinkviz.capturing import capture
-from sinkviz.policies import Dense, Recompute, SinkWindow, Window
+from sinkviz.lanes import Lane
+from sinkviz.policies import H2O, Dense, Recompute, SinkWindow, Window
 from sinkviz.scoring import score
 from sinkviz.streaming import stream
 
@@ -15,39 +17,83 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-IDS = torch.arange(90) % 61
-MODELS = {
-    "rope": tiny_classroom,
-    "alibi": lambda: tiny_classroom(position="alibi"),
-    "llama": tiny_llama,
-}
+IDS = torch.arange(90) % 50 + 5
+POLICIES = [Dense(), Window(12), SinkWindow(4, 8), SinkWindow(4, 8, "text"), Recompute(12)]
+FAMILIES = [name for name in ZOO if name not in ("gpt2", "opt")]
 
 
-@pytest.mark.parametrize("policy", [Dense(), Window(12), SinkWindow(4, 8), Recompute(12)], ids=str)
-@pytest.mark.parametrize("name", MODELS)
+def wide(name: str, device: str = "cpu"):
+    lm = zoo_float32(name)
+    lm.model.to(device, torch.float64)
+    return lm
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("name", ["classroom-rope", "classroom-alibi", "llama", "gemma3_text"])
 def test_scores_agree_with_the_cpu(name, policy):
-    lm = MODELS[name]()
-    expected = score(lm, IDS, policy).nll[1:]
-    lm.model.to("cuda")
+    expected = score(wide(name), IDS, policy).nll[1:]
+    lm = wide(name, "cuda")
     for engine in ("parallel", "stepwise"):
         found = score(lm, IDS, policy, engine=engine).nll[1:]
-        assert found == pytest.approx(expected, abs=1e-8)
+        assert found == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_capture_and_stream_agree_with_the_cpu(name):
-    lm = MODELS[name]()
-    trace = capture(lm, IDS)
-    steps = [step.token_id for step in stream(lm, SinkWindow(2, 6), IDS[:5], max_new_tokens=40)]
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_streams_as_on_the_cpu(name):
+    expected = score(wide(name), IDS, SinkWindow(4, 8), block=25).nll[1:]
+    lm = wide(name, "cuda")
+    for block in (1, 25):
+        found = score(lm, IDS, SinkWindow(4, 8), block=block).nll[1:]
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gptj", "mpt"])
+def test_padded_batches_generate_as_on_the_cpu(name):
+    ids, mask = IDS[:24].view(2, 12).clone(), torch.ones(2, 12).long()
+    mask[0, :5] = 0
+    found = []
+    for device in ("cpu", "cuda"):
+        lm = wide(name, device)
+        output = lm.model.generate(
+            ids.to(device),
+            attention_mask=mask.to(device),
+            past_key_values=SinkCache(lm.model, 2, 6),
+            max_new_tokens=30,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=0,
+        )
+        found.append(output.cpu())
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ["classroom-rope", "llama", "gpt_neox", "gemma3_text"])
+def test_compiled_steps_in_cuda_graphs_agree(name):
+    lm = zoo_float32(name)
     lm.model.to("cuda")
-    assert capture(lm, IDS).attention == pytest.approx(trace.attention, abs=1e-6)
-    assert steps == [
-        step.token_id for step in stream(lm, SinkWindow(2, 6), IDS[:5], max_new_tokens=40)
-    ]
+    ids = IDS.to("cuda")
+    lanes = [Lane(lm, SinkWindow(4, 20), compiled=compiled) for compiled in (True, False)]
+    for i in range(len(ids)):
+        a, b = (lane.feed(ids[i : i + 1]) for lane in lanes)
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["classroom-rope", "llama"])
+def test_capture_and_streams_agree_with_the_cpu(name):
+    found = []
+    for device in ("cpu", "cuda"):
+        lm = wide(name, device)
+        steps = [
+            [s.token_id for s in stream(lm, policy, IDS[:5], max_new_tokens=40)]
+            for policy in (SinkWindow(2, 6), H2O(4, 4))
+        ]
+        found.append((capture(lm, IDS).attention, steps))
+    assert found[1][0] == pytest.approx(found[0][0], abs=1e-6)
+    assert found[1][1] == found[0][1]
 
 
 def test_half_precision_streams_stay_close():
-    lm = tiny_llama()
+    lm = zoo_float32("llama")
     expected = score(lm, IDS, SinkWindow(4, 8)).mean_nll()
     lm.model.to("cuda", torch.bfloat16)
     assert score(lm, IDS, SinkWindow(4, 8)).mean_nll() == pytest.approx(expected, rel=0.05)

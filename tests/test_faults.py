@@ -184,7 +184,7 @@ def test_a_pass_that_breaks_off_between_layers_never_happened(name, policy, erro
     with zoo_model(name) as lm:
         ids = text(90)
         expected = naive_logits(lm, ids, policy)
-        lane, found, start = Lane(lm, policy), [], 0
+        lane, start = Lane(lm, policy), 0
         layers = next(m for m in lm.model.modules() if isinstance(m, torch.nn.ModuleList))
 
         def break_off(*args):

@@ -1,4 +1,4 @@
-"""``SinkCache`` as a drop-in: the model's own ``generate`` streams exactly, in every way it offers."""
+"""``SinkCache`` as a drop-in: the model's own ``generate`` streams exactly in all it offers."""
 
 from __future__ import annotations
 
@@ -45,6 +45,18 @@ def test_generate_equals_the_naive_definition(name):
             ids[None], past_key_values=sink_cache(lm), max_new_tokens=12, **GREEDY
         )
         assert found[0].tolist() == greedy(lm, ids, 12)
+
+
+@pytest.mark.parametrize("name", ["llama", "gptj", "smollm3"])
+def test_a_long_prompt_is_fed_in_parts(name):
+    with zoo_model(name) as lm:
+        ids, sizes = text(150), []
+        cache = sink_cache(lm)
+        begin = cache.begin
+        cache.begin = lambda *args: sizes.append(args[1]) or begin(*args)
+        found = lm.model.generate(ids[None], past_key_values=cache, max_new_tokens=3, **GREEDY)
+        assert found[0].tolist() == greedy(lm, ids, 3)
+        assert sizes == [10, 64, 64, 12, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gptj", "bloom", "mpt", "classroom-alibi"])

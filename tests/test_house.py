@@ -271,3 +271,11 @@ def test_help_answers_at_once():
         if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_every_family_is_documented():
+    from sinkviz.families import FAMILIES
+
+    text = (ROOT / "docs" / "STREAMING.md").read_text(encoding="utf-8")
+    rows = "\n".join(re.findall(r"^\| (`.+?) \|", text, re.M))
+    assert set(re.findall(r"`(\w+)`", rows)) >= set(FAMILIES)

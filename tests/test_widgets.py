@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +15,7 @@ from reference import tiny_classroom
 
 from sinkviz.metrics import ROLES
 from sinkviz.models import LM
-from sinkviz.policies import Dense, Recompute, SinkWindow, Window
+from sinkviz.policies import H2O, TOVA, Dense, Recompute, SinkWindow, Window, register_policy
 from sinkviz.scoring import score
 from sinkviz.streaming import compare
 from sinkviz.widgets import SideBySide, SinkSlider
@@ -35,6 +36,12 @@ def text(n: int = 200) -> torch.Tensor:
 
 def numbers(data: bytes) -> np.ndarray:
     return np.frombuffer(data, "<f4")
+
+
+def marked(state: dict) -> list[int]:
+    """Text positions that a lane is told to strike out."""
+    flags = np.frombuffer(state["evicted"], np.uint8)
+    return (np.flatnonzero(flags) + state["end"] - len(flags)).tolist()
 
 
 # The sources ------------------------------------------------------------------------------------
@@ -167,7 +174,7 @@ def test_lanes_are_those_of_compare(lm):
     state = lanes.get_state("tail")["tail"][2]
     assert state["end"] == 48 and len(state["tokens"]) == 48
     assert state["head"] == state["tokens"][:4]
-    assert state["kept"] == steps[-1][2].evicted[-1] + 1
+    assert marked(state) == [n for step in steps for n in step[2].evicted]
     assert state["perplexity"] == pytest.approx(lanes.runs[2].perplexity, rel=1e-5)
 
 
@@ -199,7 +206,40 @@ def test_state_stays_small_and_history_whole(lm):
         assert POINTS // 2 <= len(numbers(state["points"])) <= POINTS
         assert state["bin"] == 8
         # The newest of the 903 is not in the cache yet.
-        assert state["kept"] == evicted
+        assert marked(state) == list(range(903 - TAIL, evicted))
+    assert all(len(record.evicted) <= TAIL for record in lanes._records)
+
+
+@register_policy("alternate")
+@dataclass(frozen=True)
+class Alternate:
+    """Every second token, and the newest."""
+
+    cache_size: int = 12
+
+    def keep(self, n: int) -> list[int]:
+        return [*range(0, n - 1, 2), n - 1][-self.cache_size :]
+
+
+def test_policies_of_any_kind_have_a_lane(lm):
+    policies = [SinkWindow(4, 12), H2O(8, 8), TOVA(16), SinkWindow(4, 12, "text"), Alternate()]
+    lanes = SideBySide(lm, policies, prompt=text(8), temperature=1.0)
+    lanes.advance(60)
+    assert [lane["kind"] for lane in lanes.lanes] == [
+        "sinkwindow", "other", "other", "sinkwindow", "other",
+    ]  # fmt: skip
+    assert [lane["by_attention"] for lane in lanes.lanes] == [False, True, True, False, False]
+    for kind in {lane["kind"] for lane in lanes.lanes}:
+        assert f".sinkviz .{kind} {{ --lane:" in SideBySide._css
+    steps = list(compare(lm, policies, prompt=text(8), max_new_tokens=60, temperature=1.0))
+    for index, state in enumerate(lanes.get_state("tail")["tail"]):
+        gone = sorted(n for step in steps for n in step[index].evicted)
+        assert marked(state) == gone and len(gone) > 20
+        assert len(state["evicted"]) == state["end"] == 68
+    # The gaps are where the policy leaves them: those of an H2O are no stretch from the beginning.
+    heavy = marked(lanes.get_state("tail")["tail"][1])
+    assert heavy != list(range(heavy[0], heavy[-1] + 1))
+    lanes.figure().canvas.draw()
 
 
 def test_same_seed_same_text_other_seed_other_text(lm):

@@ -12,7 +12,10 @@ from typing import Any
 
 from sinkviz.bench.decode import bench_cache, bench_decode
 from sinkviz.bench.endless import bench_soak, bench_stream
+from sinkviz.bench.measure import setting
 from sinkviz.bench.reading import bench_capture, bench_score, bench_slider
+
+__all__ = ["BENCHES", "setting"]
 
 BENCHES: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "cache": bench_cache,

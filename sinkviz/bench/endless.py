@@ -38,7 +38,8 @@ def fast_forward(lane: Lane, n_tokens: int) -> None:
     """Let a lane with a full ring believe that it has read at least ``n_tokens`` more tokens.
 
     The clock and its base move on by whole turns of all rings, so that slots, angles and logits
-    stay what they are, to the last bit: only the numbers are larger.
+    stay what they are, to the last bit: only the numbers are larger. Or smaller, where
+    ``n_tokens`` is negative.
     """
     clock, turn = lane.cache.clock, math.lcm(*(ring.n_recent for ring in lane.cache.rings))
     jump = math.ceil(n_tokens / turn) * turn
@@ -100,31 +101,36 @@ def bench_soak(
     expected = torch.from_numpy(score(lm, ids, POLICY).nll)
     young, lane = Lane(lm, POLICY), Lane(lm, POLICY)
     young.feed(ids[:YOUNG])
-    start = young.state()
     nll = torch.full((len(ids),), math.nan)
-    stretch: dict[str, list[float]] = {"old": [], "young": []}
+    seconds, ratios, first = [], [], 0
     for index in tqdm(range(tokens), unit="token", unit_scale=True, disable=None):
-        finish()
-        began = time.perf_counter()
-        logits = lane.feed(ids[index : index + 1])
-        finish()
-        stretch["old"].append(time.perf_counter() - began)
-        nll[index + 1] = -logits.float().log_softmax(-1)[ids[index + 1]]
-        if (index + 1) % YOUNG == 0:
-            young.restore(*start)
-            ours = alternate(20, young=steps(_reader(young, ids)))["young"]
-            stretch["young"].append(float(np.median(ours) / np.median(stretch["old"][-50:])))
+        took, nll[index + 1] = _timed(lane, ids, index)
+        seconds.append(took)
         done = index + 1
+        if done % YOUNG == 0 and done > YOUNG:
+            again = [_timed(young, ids, YOUNG + i)[0] for i in range(POLICY.n_recent)]
+            fast_forward(young, -POLICY.n_recent)
+            ratios.append(float(np.median(seconds[-50:]) / np.median(again[-50:])))
         if done % every == 0 or done == tokens:
-            part = slice(done - len(stretch["old"]) + 1, done + 1)
+            part = slice(first + 1, done + 1)
             resident = resident_bytes()
             yield {
                 "at_token": done,
-                "ms_per_token": milliseconds(np.array(stretch["old"])),
-                "to_young": 1 / float(np.median(stretch["young"])) if stretch["young"] else None,
+                "ms_per_token": milliseconds(np.array(seconds)),
+                "to_young": float(np.median(ratios)) if ratios else None,
                 "cache_bytes": lane.cache_bytes,
                 "resident_mb": None if resident is None else resident / 1e6,
                 "nll": float(nll[part].mean()),
                 "off": float((nll[part] - expected[part]).abs().max()),
             }
-            stretch = {"old": [], "young": []}
+            seconds, ratios, first = [], [], done
+
+
+def _timed(lane: Lane, ids: Int[Tensor, " token"], index: int) -> tuple[float, float]:
+    """Feed a token; return the seconds it took, and the nll of the next."""
+    finish()
+    began = time.perf_counter()
+    logits = lane.feed(ids[index : index + 1])
+    finish()
+    seconds = time.perf_counter() - began
+    return seconds, -float(logits.float().log_softmax(-1)[ids[index + 1]])

@@ -41,6 +41,14 @@ SMALL = Shape("random", 512, 4, 8, 2048)
 LLAMA_7B = Shape("random Llama-2-7B", 4096, 32, 32, 11008, 32000)
 
 
+def setting() -> str:
+    """Return what numbers depend on: the device, the threads and the version of torch."""
+    device = "CPU"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    return f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
 def random_lm(shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LM:
     """Return a random Llama, made where it will stay."""
     config = LlamaConfig(

@@ -5,6 +5,7 @@ They know nothing about how it is made.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -157,10 +158,16 @@ def bench(
         str | None, typer.Argument(metavar="NAME", help="The benchmark; see --list.")
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the benchmarks.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Another model than the benchmark's own, where it takes one.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=2, help="Another number of tokens, where it takes one.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a benchmark and print its table."""
-    from sinkviz.bench import BENCHES
+    from sinkviz.bench import BENCHES, setting
 
     if listing:
         rows = [
@@ -172,4 +179,8 @@ def bench(
         raise typer.BadParameter(f"name a benchmark: {', '.join(BENCHES)}")
     if name not in BENCHES:
         raise ValueError(f"no benchmark {name!r}; known are {', '.join(BENCHES)}")
-    show({"bench": name, "rows": list(BENCHES[name]())}, name, as_json)
+    given = {key: x for key, x in (("model", model), ("tokens", tokens)) if x is not None}
+    if unknown := given.keys() - inspect.signature(BENCHES[name]).parameters:
+        raise ValueError(f"the benchmark {name} takes no --{min(unknown)}")
+    rows = list(BENCHES[name](**given))
+    show({"bench": name, "setting": setting(), "rows": rows}, f"{name}: {setting()}", as_json)

@@ -4,6 +4,13 @@ const TAIL = 400; // tokens per lane in the page
 const SPARK = 64;
 const bytes = (n) => (n < 1e6 ? `${(n / 1e3).toFixed(0)} kB` : `${(n / 1e6).toFixed(1)} MB`);
 
+// What stays where no first token is sure to.
+function rule({ kind, by_attention: byAttention }) {
+  if (byAttention) return "kept by attention; struck out: gone from all heads";
+  return { dense: "never evicted: everything", other: "what stays is up to its keep(n)" }[kind]
+    ?? "never evicted: nothing";
+}
+
 // Tokens of a state with their text positions; the last one is at `end - 1`.
 function items(state) {
   const nll = floats(state.nll);
@@ -48,13 +55,13 @@ function laneView(lane, reading) {
     { class: "text", tabindex: 0, role: "region", "aria-label": `Text of ${lane.name}` }, gap, body);
   const root = html("section", { class: `lane ${lane.kind}`, "aria-label": lane.name },
     html("h4", {}, lane.name), ...stats.map(([row]) => row), spark, kept, text);
-  let [nodes, evicted, next, follow] = [[], 0, 0, true];
+  let [nodes, next, follow] = [[], 0, true];
   text.addEventListener("scroll", () => {
     follow = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
   });
 
   function clear() {
-    [nodes, evicted, next] = [[], 0, 0];
+    [nodes, next] = [[], 0];
     body.replaceChildren();
   }
 
@@ -70,11 +77,12 @@ function laneView(lane, reading) {
       body.append(node);
     }
     next = now.end;
-    const extra = Math.max(0, nodes.length - TAIL);
+    const gone = now.evicted; // a byte per token, back to TAIL tokens
+    const first = now.end - gone.byteLength;
+    const extra = nodes.findIndex(({ position }) => position >= first);
     nodes.splice(0, extra).forEach(({ node }) => node.remove());
-    evicted = Math.max(0, evicted - extra);
-    for (; evicted < nodes.length && nodes[evicted].position < now.kept; evicted += 1) {
-      nodes[evicted].node.classList.add("evicted");
+    for (const { position, node } of nodes) {
+      if (gone.getUint8(position - first)) node.classList.add("evicted");
     }
     if (nodes.length && now.span) nodes[nodes.length - 1].node.classList.add("new");
     const away = nodes.length ? nodes[0].position - now.n_sink : 0;
@@ -86,8 +94,7 @@ function laneView(lane, reading) {
     if (now.end < next) clear();
     addText(now);
     const sinks = now.head.map((token) => html("span", { class: "sink" }, token));
-    const nothing = now.kind === "dense" ? "everything" : "nothing";
-    kept.replaceChildren("never evicted: ", ...(now.n_sink ? sinks : [nothing]));
+    kept.replaceChildren(...(now.n_sink ? ["never evicted: ", ...sinks] : [rule(now)]));
     const points = floats(now.points);
     const mean = points.length ? points[points.length - 1] : NaN;
     const said = [

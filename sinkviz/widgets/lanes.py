@@ -33,7 +33,8 @@ class LaneRecord:
         self.bin = 1
         self.last: deque[float] = deque(maxlen=SMOOTH)
         self.total = self.seconds = self.pace = 0.0
-        self.predicted = self.kept = self.cache_size = self.cache_bytes = 0
+        self.predicted = self.cache_size = self.cache_bytes = 0
+        self.evicted: set[int] = set()  # text positions, as far back as the tail goes
         self._pending: list[int] = []
         for token_id in prompt:
             self._append(token_id, math.nan)
@@ -48,8 +49,8 @@ class LaneRecord:
         mixed = 0.9 * self.pace + 0.1 * step.seconds
         self.pace = mixed if self.predicted > 2 else step.seconds
         self.cache_size, self.cache_bytes = step.cache_size, step.cache_bytes
-        if step.evicted:
-            self.kept = step.evicted[-1] + 1
+        first = len(self.ids) - len(self.tail)
+        self.evicted.update(position for position in step.evicted if position >= first)
         self.last.append(step.nll)
         if self.predicted % self.bin == 0:
             # The mean of a handful would set the scale.
@@ -65,6 +66,7 @@ class LaneRecord:
         self.ids.append(token_id)
         self.nll.append(nll)
         self.tail.append((text, nll))
+        self.evicted.discard(len(self.ids) - TAIL - 1)
 
     def _text(self, token_id: int) -> str:
         """Return a token as text; a character split over tokens comes with the last of them."""
@@ -85,12 +87,14 @@ class LaneRecord:
     def state(self, n_new: int = TAIL) -> dict[str, Any]:
         """Return what the front end needs to know, with the text of the last ``n_new`` tokens."""
         shown = list(self.tail)[-n_new:] if n_new else []
+        end = len(self.ids)
         return {
-            "end": len(self.ids),
+            "end": end,
             "head": self.head,
             "tokens": [text for text, _ in shown],
             "nll": as_bytes([nll for _, nll in shown]),
-            "kept": self.kept,
+            # A byte per token of the tail, since a policy by attention leaves gaps anywhere.
+            "evicted": bytes(n in self.evicted for n in range(end - len(self.tail), end)),
             "points": as_bytes(self.points),
             "bin": self.bin,
             "span": self.predicted,

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from sinkviz.models import LM, Text
 from sinkviz.plots.runs import plot_nll
-from sinkviz.policies import Policy
+from sinkviz.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkviz.records import StreamRun
 from sinkviz.streaming import Step, compare
 from sinkviz.style import policy_name
@@ -28,6 +28,8 @@ from sinkviz.widgets.lanes import TAIL, LaneRecord
 TICK = 0.08  # longest time that the kernel works in one go, seconds, unless one step takes longer
 AHEAD = 20  # ticks sent before the front end has answered
 PATIENCE = 100  # waits of 0.1 s for an answer, then nobody is looking
+# What has a colour of its own, as in style.policy_styles.
+KINDS = {Dense: "dense", Window: "window", SinkWindow: "sinkwindow", Recompute: "recompute"}
 
 PLAYING: set[SideBySide] = set()
 
@@ -117,9 +119,10 @@ class SideBySide(Widget):
             lanes=[
                 {
                     "name": policy_name(policy),
-                    "kind": type(policy).__name__.lower(),
+                    "kind": KINDS.get(type(policy), "other"),
                     "n_sink": policy.n_sink,
                     "size": policy.cache_size,
+                    "by_attention": policy.by_attention,
                     "start": len(self._records[0].ids),
                 }
                 for policy in self._policies
