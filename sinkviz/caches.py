@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sinkviz.binding import BoundCache, additive, bind, uninterrupted
 from sinkviz.families import check_sliding_window, layer_kinds, position_limit
-from sinkviz.rings import Clock, Ring, RingLayer
+from sinkviz.ring_layers import RingLayer
+from sinkviz.rings import Clock, Ring
 from sinkviz.trial import family_of
 
 # Window keys are rotated back to small positions once they reach this one. A float32 angle is off

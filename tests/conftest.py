@@ -25,7 +25,7 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook(HOOKED, CHECKER)
 
 # What tests import is no test; --doctest-modules would import it before pytest could rewrite it.
-collect_ignore = ["browser.py", "reference.py"]
+collect_ignore = ["browser.py", "naive.py", "reference.py", "zoo.py"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -1,0 +1,226 @@
+"""One layer's keys and values in a ring, written in place.
+
+What stands where is ``sinkviz.rings``. Knows nothing about models, masks of transformers or text.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from sinkviz.positions import halves, rotate, rotation_by
+from sinkviz.rings import Pass, Ring
+
+
+class RingLayer(CacheLayerMixin):
+    """One layer's keys and values: sinks in the first slots, then the ring of recent tokens.
+
+    Args:
+        ring: the layout, shared with the layers of the same kind.
+        is_sliding: the model itself gives this layer a sliding window, and looks for it by this.
+    """
+
+    is_croppable = False
+
+    def __init__(self, ring: Ring, is_sliding: bool = False) -> None:
+        super().__init__()
+        self.ring, self.is_sliding = ring, is_sliding
+        self._pending: tuple[Tensor, Tensor] | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate all slots at once; nothing is allocated later."""
+        batch, heads, _, _ = key_states.shape
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_zeros(batch, heads, self.ring.size, key_states.shape[-1])
+        self.values = value_states.new_zeros(batch, heads, self.ring.size, value_states.shape[-1])
+        # As they came: they are rotated anew from here at each step, so rounding does not add up.
+        self.sinks = self.keys[:, :, : self.ring.n_sink].clone()
+        # The sinks' pairs as complex numbers, and where they go.
+        self._pairs: tuple[Tensor, Tensor] | None = None
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Take in new keys and values; return all that the new queries attend over.
+
+        Nothing that an earlier token needs is overwritten before ``commit``: a pass that breaks
+        off leaves the layer as it was.
+
+        Raises:
+            ValueError: no pass is under way, or the tensors belong to another model or batch.
+        """
+        if self.ring.clock.compiled:
+            return self._update_slot(key_states, value_states)
+        step = self._check(key_states)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if step.layout == "head":
+            return self._update_head(key_states, value_states, step.seen)
+        if step.brings_sinks:
+            self._take_in_sinks(key_states, value_states, step)
+        if step.layout == "slots":
+            return self._update_slot(key_states, value_states)
+        return self._update_band(key_states, value_states, step)
+
+    def _check(self, key: Tensor) -> Pass:
+        step = self.ring.step
+        if step is None:
+            raise ValueError(
+                "this cache belongs to another model, or its model was not called itself: call "
+                "the model that the cache was made for, with past_key_values=cache"
+            )
+        held = self.keys if self.is_initialized else key
+        wanted = (*held.shape[:2], step.n_new, held.shape[3])
+        if key.shape != wanted or key.dtype != held.dtype:
+            raise ValueError(
+                f"keys of {tuple(key.shape)} in {key.dtype} do not fit this cache, which holds "
+                f"{tuple(held.shape)} in {held.dtype} and expects {tuple(wanted)} now; make a new "
+                "cache for another model, batch or dtype"
+            )
+        return step
+
+    def _update_head(self, key: Tensor, value: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+        after = seen + key.shape[2]
+        self.keys[:, :, seen:after] = key
+        self.values[:, :, seen:after] = value
+        if seen < self.ring.n_sink:
+            self.sinks[:, :, seen:after] = key[:, :, : self.ring.n_sink - seen]
+            self._pairs = None
+        return self.keys[:, :, :after], self.values[:, :, :after]
+
+    def _update_slot(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        ring, slot = self.ring, self.ring.slot.to(key.device)
+        if len(slot) == 1:
+            self.keys.index_copy_(2, slot, key)
+            self.values.index_copy_(2, slot, value)
+        else:
+            row = torch.arange(len(slot), device=slot.device)
+            self.keys[row, :, slot] = key[:, :, 0]
+            self.values[row, :, slot] = value[:, :, 0]
+        if ring.n_sink and ring.frequencies is not None:
+            if ring.clock.compiled:
+                self.keys[:, :, : ring.n_sink] = self._rotated(self.sinks, ring.turn)
+            else:
+                self._turn_sinks()
+        return self.keys, self.values
+
+    def _turn_sinks(self) -> None:
+        """Rotate the sinks' keys into their slots, in as few operations as possible.
+
+        In eager mode every operation costs more than its arithmetic here. Compilers fuse them, but
+        not complex numbers.
+        """
+        ring, pairs = self.ring, len(self.ring.frequencies)
+        if self._pairs is None:
+            first, second = halves(self.sinks.to(ring.spin.real.dtype), pairs, ring.interleaved)
+            slots = self.keys[:, :, : ring.n_sink, : 2 * pairs]
+            slots = slots.unflatten(-1, (pairs, 2) if ring.interleaved else (2, pairs))
+            slots = slots if ring.interleaved else slots.transpose(-1, -2)
+            self._pairs = torch.complex(first, second), slots
+        sinks, slots = self._pairs
+        slots.copy_(torch.view_as_real(sinks * ring.spin.to(sinks.device)))
+
+    def _update_band(self, key: Tensor, value: Tensor, step: Pass) -> tuple[Tensor, Tensor]:
+        ring = self.ring
+        sinks, sink_values = self.sinks, self.values[:, :, : ring.n_sink]
+        if ring.n_sink and not (step.spread and step.turning):
+            sinks = sinks[:, :, None].expand(-1, -1, step.copies, -1, -1)
+            if ring.frequencies is not None:
+                delta = step.delta if step.copies > 1 else step.delta[:1, :1]
+                cos, sin = (x[:, None, :, None] for x in rotation_by(delta, ring.frequencies))
+                sinks = self._rotated(sinks, (cos, sin))
+            sinks, sink_values = sinks.flatten(2, 3), sink_values.repeat(1, 1, step.copies, 1)
+        slot = ring.n_sink + (step.old_position - ring.n_sink) % ring.n_recent
+        old_keys, old_values = (_gather(x, slot) for x in (self.keys, self.values))
+        recent = min(key.shape[2], ring.n_recent)
+        kept = (x[:, :, -recent:] for x in (key, value))
+        # A long block would be held whole by a view of its end.
+        self._pending = tuple(x.clone() if recent < key.shape[2] else x for x in kept)
+        return torch.cat((sinks, old_keys, key), 2), torch.cat((sink_values, old_values, value), 2)
+
+    def _rotated(self, keys: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+        cos, sin = (x.to(keys.device) for x in turn)
+        return rotate(keys, cos, sin, interleaved=self.ring.interleaved)
+
+    def _take_in_sinks(self, key: Tensor, value: Tensor, step: Pass) -> None:
+        n_sink = self.ring.n_sink
+        source = torch.arange(n_sink) - step.query_position[:, :1]
+        here = ((source >= 0) & (source < step.n_new)).to(key.device)[:, None, :, None]
+        source = source.clamp(0, step.n_new - 1)
+        for held, new in ((self.sinks, key), (self.keys, key), (self.values, value)):
+            held[:, :, :n_sink] = torch.where(here, _gather(new, source), held[:, :, :n_sink])
+        self._pairs = None
+
+    def commit(self) -> None:
+        """Write the end of a band into the ring, now that all layers have passed."""
+        if self._pending is None:
+            return
+        ring, last = self.ring, self.ring.step.query_position[:, -1:]
+        first_kept = last + 1 - self._pending[0].shape[2]
+        slot = torch.arange(ring.n_recent)
+        position = last - (last - ring.n_sink - slot) % ring.n_recent
+        here = ((position >= first_kept) & (position >= ring.n_sink)).to(self.keys.device)
+        source = (position - first_kept).clamp(min=0)
+        for held, new in zip((self.keys, self.values), self._pending, strict=True):
+            held = held[:, :, ring.n_sink :]
+            held.copy_(torch.where(here[:, None, :, None], _gather(new, source), held))
+        self._pending = None
+
+    def rollback(self) -> None:
+        """Forget a pass that broke off."""
+        self._pending = None
+
+    def rotated_by(self, delta: int) -> Tensor | None:
+        """Return all keys rotated by ``delta`` tokens, or None where keys are not rotated."""
+        if not self.is_initialized or self.ring.frequencies is None:
+            return None
+        return self._rotated(self.keys, rotation_by(delta, self.ring.frequencies))
+
+    def get_seq_length(self) -> int:
+        """Return how many tokens were fed, evicted ones included."""
+        return self.ring.size - 1 if self.ring.clock.compiled else self.ring.clock.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return how many keys the next ``query_length`` queries meet, and the mask's offset."""
+        ring = self.ring
+        if ring.clock.compiled:
+            return ring.size, 0
+        if ring.layout(query_length) == "head":
+            return ring.clock.seen + query_length, 0
+        n_key = ring.size - 1 + query_length
+        return n_key, ring.clock.seen + query_length - n_key
+
+    def get_max_length(self) -> int:
+        """Return the number of slots."""
+        return self.ring.size
+
+    def reset(self) -> None:
+        """Forget everything; keep the memory."""
+        self._pending = None
+
+    def restore(self, keys: Tensor, values: Tensor, sinks: Tensor) -> None:
+        """Hold these tensors, as saved from a layer of the same ring."""
+        self.lazy_initialization(keys, values)
+        self.keys.copy_(keys)
+        self.values.copy_(values)
+        self.sinks.copy_(sinks)
+        self._pairs = None
+
+    def take_rows(self, rows: Int[Tensor, " row"]) -> None:
+        """Keep these rows of the batch, in this order; a row may come more than once."""
+        if self.is_initialized:
+            self.keys, self.values, self.sinks = (
+                x.index_select(0, rows.to(x.device)) for x in (self.keys, self.values, self.sinks)
+            )
+            self._pairs = None
+
+
+def _gather(x: Tensor, index: Int[Tensor, "row key"]) -> Tensor:
+    """Return ``x`` (batch, head, key, dimension) at the given keys; one row of index serves all."""
+    index = index.to(x.device)
+    if len(index) == 1:
+        return x.index_select(2, index[0])
+    return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
