@@ -100,7 +100,7 @@ class SinkCache(BoundCache):
                 f"{self._limit - 1} tokens"
             )
         self._device, self._dtype = model.device, model.dtype
-        self._attention = model.config
+        self._config = model.config
         super().__init__(layers)
         bind(self, model, family)
 
@@ -221,7 +221,7 @@ class SinkCache(BoundCache):
         return changes
 
     def _masks(self) -> Tensor | dict[str, Tensor]:
-        implementation = self._attention._attn_implementation
+        implementation = self._config._attn_implementation
         if implementation.startswith(("flash", "flex", "paged")):
             raise ValueError(
                 f"{implementation} takes no mask of ours, which padding and blocks that pass the "

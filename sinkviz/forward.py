@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from sinkviz.attention import Band, banded_attention
 from sinkviz.binding import BoundCache
 from sinkviz.caches import SinkCache
-from sinkviz.families import attention_modules, check_sliding_window
+from sinkviz.families import attention_modules, check_sliding_window, layer_kinds
 from sinkviz.models import LM, untouched
 from sinkviz.ranked import RankedCache
 
@@ -88,6 +88,8 @@ def _one_pass(
         if lm.family.alibi:
             del options["position_ids"]
     observed = maps or getattr(cache, "observes", False)
+    if maps and not turning:
+        check_eager(lm, bound)
     attention = BANDED if turning else "eager" if observed else None
     with untouched(lm.model, attention):
         if ring:
@@ -105,6 +107,20 @@ def _one_pass(
             if ring:
                 cache.clock.turning = False
     return output.logits
+
+
+def check_eager(lm: LM, bound: bool = False) -> None:
+    """Raise ValueError where the model's own eager attention is not what it computes otherwise.
+
+    Args:
+        lm: the language model.
+        bound: a cache of ours gives the bias, which sets it right.
+    """
+    if lm.family.scaled_alibi and not bound:
+        raise ValueError(
+            "in transformers, eager attention of Falcon applies its ALiBi bias twice, so these "
+            "maps would be wrong; use SinkWindow or Window, whose cache sets the bias itself"
+        )
 
 
 def _cut(cache: Any, held: int) -> None:
@@ -161,8 +177,10 @@ def _causal_bands(lm: LM, cache: Any, n_new: int) -> dict[int, Band]:
     seen = cache.get_seq_length()
     check_sliding_window(lm.model, seen + n_new, "a text")
     key = torch.arange(seen + n_new, device=lm.device)[None]
-    band = Band(query_position=key[:, seen:], key_position=key)
-    return dict.fromkeys(range(lm.model.config.get_text_config().num_hidden_layers), band)
+    return {
+        layer: Band(query_position=key[:, seen:], key_position=key, n_recent=kind.window)
+        for layer, kind in enumerate(layer_kinds(lm.model, lm.family))
+    }
 
 
 @contextlib.contextmanager

@@ -6,7 +6,9 @@ sampling, scoring or figures.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from sinkviz.binding import BoundCache
 from sinkviz.caches import SinkCache
-from sinkviz.forward import compiled_step, forward
+from sinkviz.forward import check_eager, compiled_step, forward, watch
 from sinkviz.models import LM, untouched
 from sinkviz.policies import Dense, Policy, check_registered, parse_policy
 from sinkviz.ranked import RankedCache
 from sinkviz.records import load_tensors, save_tensors
+from sinkviz.rows import LastRows
 
 KIND = "lane"
 
@@ -58,6 +62,8 @@ class Lane:
         self,
         ids: Int[Tensor, "*batch token"],
         attention_mask: Int[Tensor, "*batch token"] | None = None,
+        *,
+        rows: LastRows | None = None,
     ) -> Float[Tensor, "*batch vocabulary"]:
         """Take in tokens; return the logits of the one that follows.
 
@@ -66,22 +72,56 @@ class Lane:
         Args:
             ids: of one stream, or of a batch.
             attention_mask: 0 where a token is padding, on the left of a stream.
+            rows: is filled with the attention of the last of these tokens, of the first stream.
 
         Raises:
             ValueError: full attention would pass the end of the model's table of positions, or the
                 padding is not on the left.
         """
         self._check_length(ids.shape[-1])
-        if self.cache is None:
-            logits = self._recompute(ids, attention_mask)
-        elif self._compiled and ids.shape == (1,) and self.cache.is_full:
+        if self._compiled and ids.shape == (1,) and self.cache.is_full and rows is None:
             logits = self._compiled(self.cache, ids)[-1]
         else:
-            logits = forward(
-                self.lm, self.cache, ids, attention_mask=attention_mask, last_only=True
-            )[..., -1, :]
+            with self._watched(rows, ids.shape[-1]):
+                logits = self._pass(ids, attention_mask, rows is not None)
         self.seen += ids.shape[-1]
         return logits
+
+    def _pass(self, ids: Tensor, mask: Tensor | None, maps: bool) -> Tensor:
+        if self.cache is None:
+            return self._recompute(ids, mask, maps)
+        logits = forward(self.lm, self.cache, ids, attention_mask=mask, last_only=True, maps=maps)
+        return logits[..., -1, :]
+
+    @contextlib.contextmanager
+    def _watched(self, rows: LastRows | None, n_new: int) -> Iterator[None]:
+        if rows is None:
+            yield
+            return
+        n_layers = self.lm.model.config.get_text_config().num_hidden_layers
+        rows.query = self.seen + n_new - 1
+        # The first token counts as a sink also where nothing protects it.
+        rows.n_sink = self.policy.n_sink or 1
+        rows.n_recent = self.policy.n_recent or self.lm.train_length or 1024
+        rows.attention, rows.key_position = [None] * n_layers, [None] * n_layers
+        plain, by_ring = torch.arange(self.seen + n_new), {}
+        if self.policy.recompute:
+            plain = torch.tensor(self.policy.keep(self.seen + n_new))
+
+        def note(layer: int, attention: Tensor) -> None:
+            rows.attention[layer] = attention[0, :, -1]
+            rows.key_position[layer] = plain
+            if isinstance(self.cache, SinkCache):
+                step = self.cache.layers[layer].ring.step
+                own = by_ring.setdefault(id(step), step.returned_position[0])
+                rows.key_position[layer] = own
+
+        with watch(self.lm, note):
+            yield
+        if isinstance(self.cache, RankedCache):
+            for layer, attention in enumerate(rows.attention):
+                kept = self.cache.kept(layer)[0]
+                rows.key_position[layer] = kept.repeat_interleave(len(attention) // len(kept), 0)
 
     def read(self, ids: Int[Tensor, " token"], *, maps: bool = False) -> Tensor:
         """Take in a block of tokens at once; return the logits after each, (token, vocabulary).
@@ -94,6 +134,12 @@ class Lane:
         logits = forward(self.lm, self.cache, ids, maps=maps)
         self.seen += len(ids)
         return logits
+
+    def parts(self, n_new: int) -> list[int]:
+        """Return the sizes of the passes that ``read`` takes for so many tokens."""
+        if isinstance(self.cache, BoundCache):
+            return self.cache.parts(n_new, self.lm.family.interface)
+        return [n_new]
 
     @property
     def attention(self) -> str:
@@ -110,7 +156,7 @@ class Lane:
                 f"{self.seen + n_new}; use a policy that forgets, or a shorter text"
             )
 
-    def _recompute(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+    def _recompute(self, ids: Tensor, mask: Tensor | None, maps: bool) -> Tensor:
         batch = ids if ids.ndim == 2 else ids[None]
         if not self.rows:
             self.rows = [([], deque(maxlen=self.policy.n_recent)) for _ in batch]
@@ -123,7 +169,9 @@ class Lane:
             rows.append(([*begin, *new[:n_begin]], late))
         windows = [[*begin, *recent] or [0] for begin, recent in rows]
         logits: dict[int, Tensor] = {}
-        with untouched(self.lm.model):
+        if maps:
+            check_eager(self.lm)
+        with untouched(self.lm.model, "eager" if maps else None):
             # Windows of one length run together; padding would change nothing but the rounding.
             for length in {len(window) for window in windows}:
                 alike = [i for i, window in enumerate(windows) if len(window) == length]

@@ -37,13 +37,14 @@ from torch import Tensor
 from sinkviz.registry import (
     Policy,
     check_registered,
+    first_eviction,
     parse_policy,
     read_sizes,
     register_policy,
 )
 
 __all__ = ["H2O", "TOVA", "Dense", "Policy", "Recompute", "SinkWindow", "Window"]
-__all__ += ["check_registered", "parse_policy", "register_policy", "visibility"]
+__all__ += ["check_registered", "first_eviction", "parse_policy", "register_policy", "visibility"]
 
 
 def _at_least(name: str, value: int, least: int, advice: str) -> None:

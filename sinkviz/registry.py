@@ -7,6 +7,7 @@ with ``register_policy``. Knows nothing about any one policy.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -165,6 +166,25 @@ def next_kept(policy: Policy, n: int, before: Sequence[int]) -> list[int]:
     if policy.cache_size is not None and len(kept) > policy.cache_size:
         raise ValueError(f"{said} holds {len(kept)} tokens, cache_size is {policy.cache_size}")
     return kept
+
+
+def first_eviction(policy: Policy, length: int) -> int | None:
+    """Return the first text position whose token no longer sees the whole text before it.
+
+    Args:
+        policy: the policy.
+        length: tokens of the text.
+
+    Returns:
+        The position, or None where all of the text is seen.
+    """
+    size = length if policy.cache_size is None else min(length, policy.cache_size)
+    if policy.by_attention:
+        return size if size < length else None
+    # What left stays away, so that a token which misses one is followed by such tokens only.
+    seen = range(1, min(length, size + 1) + 1)
+    found = bisect_left(seen, True, key=lambda n: len(policy.keep(n)) < n)
+    return found if found < len(seen) else None
 
 
 def check_registered(policy: Any) -> None:

@@ -199,7 +199,7 @@ class Pass:
         own = torch.eye(self.n_new, dtype=torch.bool)[None, :, :, None]
         return torch.cat(((front[:, :, None] & own).flatten(2), rest), -1)
 
-    @property
+    @cached_property
     def returned_position(self) -> Int[Tensor, "row key"]:
         """Text positions of all keys that this pass returns, copies of the sinks included."""
         front, rest = self.key_position.tensor_split((self.ring.n_sink,), -1)

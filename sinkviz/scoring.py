@@ -176,6 +176,8 @@ class _Job:
             elif self.shares is None:
                 yield self.lane.read(part)
             else:
+                # The rows of one pass: a block may take several.
+                part = part[: self.lane.parts(len(part))[0]]
                 self.shares[self.done : self.done + len(part)] = 0
                 with watch(self.lm, self._mass_observer(len(part))):
                     logits = self.lane.read(part, maps=True)

@@ -23,6 +23,7 @@ from sinkviz.lanes import KIND, Lane
 from sinkviz.models import LM, Text
 from sinkviz.policies import Policy
 from sinkviz.records import load_tensors, save_tensors
+from sinkviz.rows import LastRows
 from sinkviz.sampling import Sampler
 
 
@@ -40,6 +41,8 @@ class Step:
         cache_size: tokens that the prediction could see.
         cache_bytes: bytes of the cache.
         evicted: text positions that left the cache for this prediction.
+        mass: where the prediction's attention went, role of the key -> share in [0, 1], mean over
+            all heads; None where it was not captured.
     """
 
     position: int
@@ -51,9 +54,17 @@ class Step:
     cache_size: int
     cache_bytes: int
     evicted: tuple[int, ...] = ()
+    mass: dict[str, float] | None = None
 
 
-def _step(lane: Lane, logits: Tensor, token_id: int, seconds: float, n_new: int) -> Step:
+def _step(
+    lane: Lane,
+    logits: Tensor,
+    token_id: int,
+    seconds: float,
+    n_new: int,
+    rows: LastRows | None = None,
+) -> Step:
     log_probability = logits.float().log_softmax(-1)
     nll = -float(log_probability[token_id])
     if math.isnan(nll):
@@ -71,6 +82,7 @@ def _step(lane: Lane, logits: Tensor, token_id: int, seconds: float, n_new: int)
         cache_size=lane.cache_size,
         cache_bytes=lane.cache_bytes,
         evicted=lane.evicted(n_new),
+        mass=None if rows is None else rows.by_role(),
     )
 
 
@@ -83,6 +95,7 @@ def stream(
     stop: str | None = None,
     state: str | Path | None = None,
     compiled: bool = False,
+    capture: bool = False,
     **sampling: Any,
 ) -> Iterator[Step]:
     """Generate a text token by token, at a constant cost per token where the policy allows it.
@@ -97,6 +110,7 @@ def stream(
             prompt and the seed are not used; it is written when the stream ends, breaks off or is
             left, whole or not at all.
         compiled: run the steps in a compiled graph, see ``sinkviz.lanes.Lane``.
+        capture: let each step tell where its attention went (``Step.mass``).
         sampling: ``temperature`` (0, the default, is greedy), ``top_k``, ``top_p``,
             ``repetition_penalty`` (for the tokens that the cache can hold, at most the last
             1,024) and ``seed``; see ``sinkviz.sampling.Sampler``.
@@ -111,7 +125,7 @@ def stream(
     """
     _check_count(max_new_tokens)
     lane = Lane(lm, policy, compiled=compiled)
-    writer = Writer(lane, Sampler(**sampling), lm.encode(prompt))
+    writer = Writer(lane, Sampler(**sampling), lm.encode(prompt), capture=capture)
     if state is not None and Path(state).is_file():
         writer.restore(state)
     return _stream(writer, max_new_tokens, stop, state)
@@ -144,6 +158,7 @@ def compare(
     prompt: Text | None = None,
     text: Text | None = None,
     max_new_tokens: int | None = 200,
+    capture: bool = False,
     **sampling: Any,
 ) -> Iterator[tuple[Step, ...]]:
     """Run several policies in lockstep, on the same prompt or over the same text.
@@ -154,6 +169,7 @@ def compare(
         prompt: generate from this; each lane goes its own way, with the same seed.
         text: read this instead; each lane tells how well it predicted every token.
         max_new_tokens: how many to generate; None goes on until the caller stops.
+        capture: let each step tell where its attention went (``Step.mass``).
         sampling: options of ``sinkviz.sampling.Sampler``, for generation.
 
     Yields:
@@ -175,21 +191,24 @@ def compare(
             raise ValueError(
                 "a text to read needs at least two tokens; the first predicts the next"
             )
-        return _read(lanes, ids)
+        return _read(lanes, ids, capture)
     ids = lm.encode(prompt)
-    writers = [Writer(lane, Sampler(**sampling), ids) for lane in lanes]
+    writers = [Writer(lane, Sampler(**sampling), ids, capture=capture) for lane in lanes]
     return _write(writers, max_new_tokens)
 
 
-def _read(lanes: list[Lane], ids: Int[Tensor, " token"]) -> Iterator[tuple[Step, ...]]:
+def _read(
+    lanes: list[Lane], ids: Int[Tensor, " token"], capture: bool
+) -> Iterator[tuple[Step, ...]]:
     targets = ids.tolist()
     for position in range(1, len(targets)):
         steps = []
         for lane in lanes:
             started = time.perf_counter()
-            logits = lane.feed(ids[position - 1 : position])
+            rows = LastRows() if capture else None
+            logits = lane.feed(ids[position - 1 : position], rows=rows)
             seconds = time.perf_counter() - started
-            steps.append(_step(lane, logits, targets[position], seconds, 1))
+            steps.append(_step(lane, logits, targets[position], seconds, 1, rows))
         yield tuple(steps)
 
 
@@ -200,10 +219,13 @@ class Writer:
         lane: what reads.
         sampler: what chooses.
         prompt: ids to begin with.
+        capture: let each step tell where its attention went.
     """
 
-    def __init__(self, lane: Lane, sampler: Sampler, prompt: Int[Tensor, " token"]) -> None:
-        self.lane, self.sampler, self.pending = lane, sampler, prompt
+    def __init__(
+        self, lane: Lane, sampler: Sampler, prompt: Int[Tensor, " token"], *, capture: bool = False
+    ) -> None:
+        self.lane, self.sampler, self.pending, self.capture = lane, sampler, prompt, capture
         most = min(lane.policy.cache_size or 1024, 1024)
         self.recent = deque(prompt.tolist(), maxlen=most)
 
@@ -216,11 +238,12 @@ class Writer:
         if n_new > 1:
             self.lane.feed(self.pending[:-1])
             self.pending = self.pending[-1:]
+        rows = LastRows() if self.capture else None
         with uninterrupted():
-            logits = self.lane.feed(self.pending)
+            logits = self.lane.feed(self.pending, rows=rows)
             token_id = self.sampler(logits, self.recent) if _finite(logits) else 0
             seconds = time.perf_counter() - started
-            step = _step(self.lane, logits, token_id, seconds, n_new)
+            step = _step(self.lane, logits, token_id, seconds, n_new, rows)
             self.pending = torch.tensor([token_id], device=self.lane.lm.device)
             self.recent.append(token_id)
         return step

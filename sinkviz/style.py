@@ -166,6 +166,8 @@ def policy_styles(policies: Iterable[Policy], ax: Axes) -> list[dict[str, Any]]:
         nth = seen[kind]
         seen[kind] += 1
         dashes = [dash, *(one for one in DASHES if one != dash)]
+        if kind is None:  # that dash in this ink is the reference
+            dashes.sort(key=lambda one: one == DASHED)
         markers = [marker, *(one for one in MARKERS if one != marker)]
         dash, marker = dashes[nth % len(dashes)], markers[nth % len(markers)]
         styles.append(

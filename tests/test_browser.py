@@ -15,7 +15,7 @@ SETUP = """\
 import torch
 from reference import tiny_classroom
 from sinkviz.models import LM
-from sinkviz.policies import Dense, Recompute, SinkWindow, Window
+from sinkviz.policies import H2O, Dense, Recompute, SinkWindow, Window
 from sinkviz.widgets import SideBySide, SinkSlider
 
 class Markup:
@@ -32,7 +32,7 @@ lanes = SideBySide(lm, [Dense(), Window(16), SinkWindow(4, 12), Recompute(16)],
                    prompt=ids[:8], max_new_tokens=None, speed=0)
 lanes"""
 READING = """\
-reading = SideBySide(LM(lm.model, Markup()), [Window(16), SinkWindow(4, 12)], text=ids)
+reading = SideBySide(LM(lm.model, Markup()), [Window(16), SinkWindow(4, 12), H2O(8, 8)], text=ids)
 reading.advance(60)
 reading"""
 
@@ -162,6 +162,13 @@ def test_lanes_survive_a_reload_and_stop_when_run_again(open_page):
     # Tokens are text, whatever they look like.
     assert page.locator("#injected").count() == 0
     assert "<b id=injected" in page.locator(".sinkviz .text").last.inner_text()
+    # What goes by attention leaves gaps, and has a colour like any other.
+    heavy = page.locator(".sinkviz .lane.other")
+    gone = page.kernel("print(*sorted(reading._records[2].evicted))").split()
+    assert "kept by attention" in heavy.locator(".kept").inner_text()
+    assert heavy.locator(".text .evicted").count() == len(gone) > 10
+    stroke = heavy.locator(".curve").evaluate("one => getComputedStyle(one).stroke")
+    assert stroke == heavy.evaluate("one => getComputedStyle(one).color")
     page.kernel("lanes.error = 'no <i>memory</i> left.'")
     page.get_by_role("alert").filter(has_text="no <i>memory</i> left.").wait_for()
     page.get_by_role("button", name="Play").first.click()

@@ -21,6 +21,7 @@ from sinkviz.policies import (
     SinkWindow,
     Window,
     check_registered,
+    first_eviction,
     parse_policy,
     register_policy,
     visibility,
@@ -164,6 +165,29 @@ def keeping(rule) -> type:
 
 def only_itself(self, n: int) -> list[int]:
     return [n - 1]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Dense(),
+        Window(6),
+        SinkWindow(2, 4),
+        Recompute(6),
+        EverySecond(),
+        EverySecond(0, 1, 4),
+        Halving(),
+    ],
+)
+@pytest.mark.parametrize("length", [1, 5, 6, 7, 8, 9, 10, 30])
+def test_first_eviction_is_where_something_is_missing(policy, length):
+    short = [n - 1 for n in range(1, length + 1) if policy.keep(n) != list(range(n))]
+    assert first_eviction(policy, length) == (short[0] if short else None)
+
+
+def test_first_eviction_by_attention_is_where_the_cache_is_full():
+    assert first_eviction(H2O(4, 4), 9) == first_eviction(TOVA(8), 9) == 8
+    assert first_eviction(H2O(4, 4), 8) is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 
 from sinkviz import style
 from sinkviz.metrics import ROLES
-from sinkviz.policies import Dense, Recompute, SinkWindow, Window
+from sinkviz.policies import H2O, TOVA, Dense, Recompute, SinkWindow, Window
 
 # Dichromats' view of linear RGB: Machado, Oliveira, Fernandes 2009, table 1, severity 1.0.
 VISION = {
@@ -92,6 +92,12 @@ def test_further_policies_of_a_kind_keep_the_colour_and_change_dash_and_marker(a
     assert len({one["color"] for one in styles}) == 1
     assert len({str(one["linestyle"]) for one in styles}) == 5
     assert len({one["marker"] for one in styles}) == 5
+
+
+def test_policies_of_no_kind_are_not_taken_for_the_reference(ax):
+    dense, *others = style.policy_styles([Dense(), H2O(), TOVA(), H2O(8, 8), TOVA(8)], ax)
+    for one in others:
+        assert one["color"] == dense["color"] and one["linestyle"] != dense["linestyle"]
 
 
 def test_every_role_of_the_mass_has_a_look_and_looks_differ(ax):

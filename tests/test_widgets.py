@@ -229,6 +229,7 @@ def test_policies_of_any_kind_have_a_lane(lm):
         "sinkwindow", "other", "other", "sinkwindow", "other",
     ]  # fmt: skip
     assert [lane["by_attention"] for lane in lanes.lanes] == [False, True, True, False, False]
+    assert [lane["evicts"] for lane in lanes.lanes] == [16, 16, 16, 16, 2]
     for kind in {lane["kind"] for lane in lanes.lanes}:
         assert f".sinkviz .{kind} {{ --lane:" in SideBySide._css
     steps = list(compare(lm, policies, prompt=text(8), max_new_tokens=60, temperature=1.0))

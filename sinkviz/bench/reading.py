@@ -5,9 +5,11 @@ Knows nothing about caches.
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import torch
 from torch import Tensor
@@ -29,6 +31,11 @@ from sinkviz.policies import SinkWindow, Window, parse_policy
 from sinkviz.scoring import score
 
 POLICIES = ("0+64", "4+60", "4+252")
+CHILD = """
+import json, sys
+from sinkviz.bench.reading import peaks_of_scoring
+print(json.dumps(peaks_of_scoring(*json.loads(sys.argv[1]))))
+"""
 
 
 def bench_score(
@@ -68,8 +75,16 @@ def bench_score(
 
 
 def _memory(model: str, policy: str, tokens: int) -> Row:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        peaks = pool.submit(peaks_of_scoring, model, policy, (tokens, 10 * tokens)).result()
+    # Large tensors are given back at once, so that the peak is of what is needed and not of what
+    # the allocator has kept.
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps([model, policy, [tokens, 10 * tokens]])],
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    peaks = json.loads(done.stdout.splitlines()[-1])
     less, more = ((None if peak is None else peak / 1e6) for peak in peaks)
     # An id of eight bytes and a nll of four for each token.
     return {

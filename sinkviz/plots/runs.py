@@ -21,7 +21,7 @@ from sinkviz.plots._parts import (
     size_in_points,
     title,
 )
-from sinkviz.policies import Dense, Policy, Recompute, SinkWindow, Window
+from sinkviz.policies import Dense, Policy, Recompute, SinkWindow, Window, first_eviction
 from sinkviz.records import StreamRun
 from sinkviz.style import ink, paper, policy_name, policy_styles
 
@@ -55,12 +55,6 @@ def _shown(position: Int[np.ndarray, " point"], log: bool) -> Int[np.ndarray, " 
         return position
     spaced = np.geomspace if log else np.linspace
     return position[np.unique(spaced(1, len(position), MOST_POINTS).astype(int) - 1)]
-
-
-def _first_eviction(run: StreamRun) -> int | None:
-    """Return the first text position whose token no longer sees the whole text."""
-    size = run.policy.cache_size
-    return size if size is not None and size < len(run.nll) else None
 
 
 def _checked(runs: StreamRun | Sequence[StreamRun]) -> list[StreamRun]:
@@ -128,7 +122,8 @@ def plot_nll(
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1 token, got {window}")
     longest = max(len(run.nll) for run in runs)
-    evictions = sorted({e for run in runs if (e := _first_eviction(run)) is not None})
+    firsts = {first_eviction(run.policy, len(run.nll)) for run in runs}
+    evictions = sorted(firsts - {None})
     log = window is None and longest > 2 * LEAST_START
     # Until the first eviction all policies see the same.
     begin = max(LEAST_START, evictions[0] // 2 if evictions else 0) if log else 0

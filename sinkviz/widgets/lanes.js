@@ -29,7 +29,7 @@ function drawSpark(plot, lane, [low, high], width) {
     parts.push(svg("text", { x: left - 5, y: y(high) + 4, "text-anchor": "end" }, high.toFixed(1)));
     parts.push(svg("text", { x: left - 5, y: y(low) + 4, "text-anchor": "end" }, low.toFixed(1)));
   }
-  const eviction = lane.size === null ? -1 : (lane.size - lane.start) / lane.bin - 1;
+  const eviction = lane.evicts === null ? -1 : (lane.evicts - lane.start) / lane.bin - 1;
   if (eviction >= 0 && eviction < points.length) {
     parts.push(svg("path", { class: "event", d: `M${x(eviction)} 2V${SPARK - 2}` }));
   }

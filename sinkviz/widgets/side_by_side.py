@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from sinkviz.models import LM, Text
 from sinkviz.plots.runs import plot_nll
-from sinkviz.policies import Dense, Policy, Recompute, SinkWindow, Window
+from sinkviz.policies import Dense, Policy, Recompute, SinkWindow, Window, first_eviction
 from sinkviz.records import StreamRun
 from sinkviz.streaming import Step, compare
 from sinkviz.style import policy_name
@@ -121,7 +121,7 @@ class SideBySide(Widget):
                     "name": policy_name(policy),
                     "kind": KINDS.get(type(policy), "other"),
                     "n_sink": policy.n_sink,
-                    "size": policy.cache_size,
+                    "evicts": first_eviction(policy, 1 + (policy.cache_size or 0)),
                     "by_attention": policy.by_attention,
                     "start": len(self._records[0].ids),
                 }
