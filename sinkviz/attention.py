@@ -90,6 +90,11 @@ class Band:
         return visible | (query < 0)
 
     @cached_property
+    def hides(self) -> bool:
+        """Whether some query must not see some key."""
+        return not bool(self.visible.all())
+
+    @cached_property
     def all_filled(self) -> bool:
         """Whether every key is there for every query that its place in the band lets see it."""
         reached = self.query_position[:, :1] >= self.n_sink - 1
@@ -144,7 +149,8 @@ def banded_attention(
     scores = _cap(scores * scaling, softcap)
     if attention_mask is not None:
         scores = scores + attention_mask
-    scores = scores.masked_fill(~band.visible[:, None], -torch.inf)
+    if band.hides:
+        scores = scores.masked_fill(~band.visible[:, None], -torch.inf)
     attention = null_softmax(scores, s_aux)
     output = attention.to(value.dtype) @ value
     return output.transpose(1, 2).contiguous(), attention

@@ -196,7 +196,8 @@ class AddingMask(Tensor):
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let Ctrl-C wait until a short stretch that must not break off is over."""
-    if threading.current_thread() is not threading.main_thread():
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is None:  # not Python's to defer
         yield
         return
     pressed: list[tuple] = []

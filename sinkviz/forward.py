@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from sinkviz.attention import Band, banded_attention
 from sinkviz.binding import BoundCache
 from sinkviz.caches import SinkCache
-from sinkviz.families import attention_modules, check_sliding_window, layer_kinds
+from sinkviz.families import check_sliding_window, layer_kinds
 from sinkviz.models import LM, untouched
 from sinkviz.ranked import RankedCache
 
@@ -196,7 +196,7 @@ def watch(lm: LM, observe: Callable[[int, Tensor], None]) -> Iterator[None]:
     """
     handles = []
     try:
-        for layer, module in enumerate(attention_modules(lm.model, lm.family)):
+        for layer, module in enumerate(lm.attention_modules):
             handles.append(
                 module.register_forward_hook(
                     lambda module, args, output, layer=layer: observe(layer, output[1])

@@ -31,7 +31,7 @@ from transformers.utils import logging
 
 import sinkviz.classroom  # noqa: F401  (registers the classroom model with the Auto classes)
 from sinkviz.caches import SinkCache
-from sinkviz.families import Family
+from sinkviz.families import Family, attention_modules
 from sinkviz.policies import Dense, Policy, SinkWindow, Window, parse_policy
 from sinkviz.ranked import RankedCache
 from sinkviz.trial import family_of
@@ -82,6 +82,11 @@ class LM:
     def family(self) -> Family:
         """How the model tells positions apart, and where its attention lives."""
         return family_of(self.model)
+
+    @cached_property
+    def attention_modules(self) -> list[nn.Module]:
+        """The model's self-attention modules, first layer first."""
+        return attention_modules(self.model, self.family)
 
     @property
     def device(self) -> torch.device:

@@ -45,7 +45,7 @@ LLAMA_7B_NEEDS = 20 * 10**9
 
 
 def bench_cache(
-    *, sizes: Sequence[int] = SIZES, n_layers: int = 8, n_heads: int = 32, repeat: int = 9
+    *, sizes: Sequence[int] = SIZES, n_layers: int = 8, n_heads: int = 32, repeat: int = 7
 ) -> Iterator[Row]:
     """The cache's own work per layer and step against rotating all keys, 32 heads x 128.
 
