@@ -5,7 +5,9 @@ fails where a student notebook is not what its source gives.
 """
 
 import argparse
+import base64
 import copy
+import io
 import os
 import re
 import sys
@@ -14,11 +16,13 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION$", re.M | re.S)
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 VIEW = "application/vnd.jupyter.widget-view+json"
+PNG = "image/png"
 
 
 def student(notebook):
@@ -32,6 +36,13 @@ def student(notebook):
     return notebook
 
 
+def small(picture):
+    """Return a PNG with a palette: the same to the eye, in a third of the bytes."""
+    with Image.open(io.BytesIO(base64.b64decode(picture))) as image, io.BytesIO() as file:
+        image.convert("RGB").quantize(256).save(file, format="png", optimize=True)
+        return base64.b64encode(file.getvalue()).decode()
+
+
 def run(notebook, folder, strict):
     """Execute a notebook, in strict mode where every exercise must pass, and clean it."""
     os.environ.update(HF_HUB_OFFLINE="1", SINKVIZ_STRICT=str(int(strict)))
@@ -43,7 +54,9 @@ def run(notebook, folder, strict):
         if cell.cell_type == "code":
             kept = [output for output in cell.outputs if output.get("name") != "stderr"]
             for output in kept:  # the view of a widget is dead without its kernel, its picture not
-                output.get("data", {}).pop(VIEW, None)
+                data = output.get("data", {})
+                data.pop(VIEW, None)
+                data.update({PNG: small(data[PNG])} if PNG in data else {})
             cell.outputs = [output for output in kept if output.get("data", True)]
 
 

@@ -29,9 +29,12 @@ class Family:
         interleaved: rotary coordinates are paired 2 i with 2 i + 1.
         interface: attention goes through transformers' attention interface, arguments of ours
             included, so that it can be replaced by name.
+        watched: attention goes through the interface with arguments of its own alone: it can be
+            watched there, but not replaced.
         alibi: argument of the attention module that takes the ALiBi bias, where the model builds
             the bias itself.
         scaled_alibi: the bias is divided by the square root of the head size, as the scores are.
+        doubled_alibi: in eager mode transformers adds the bias twice.
         unrotated: layers without positions in a rotary model: those that the config's list of this
             name marks with 0, or all layers of this type.
         drops_cache: ``generate`` throws any cache away once, at the original training length.
@@ -43,8 +46,10 @@ class Family:
     rotary: str = "model.rotary_emb"
     interleaved: bool = False
     interface: bool = True
+    watched: bool = False
     alibi: str = ""
     scaled_alibi: bool = False
+    doubled_alibi: bool = False
     unrotated: str = ""
     drops_cache: bool = False
 
@@ -81,7 +86,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family("phi3", drops_cache=True),
         # Its attention does not hand further arguments on to the interface.
-        Family("stablelm", interface=False),
+        Family("stablelm", interface=False, watched=True),
         Family("cohere", interleaved=True),
         Family("cohere2", interleaved=True, unrotated="full_attention"),
         Family("smollm3", unrotated="no_rope_layers"),
@@ -111,7 +116,9 @@ def known_family(model: nn.Module) -> Family | None:
     if config.model_type == "sinkviz_classroom":
         return replace(family, positions=CLASSROOM_POSITIONS.get(config.position, "absolute"))
     if config.model_type == "falcon" and config.alibi:
-        return replace(family, positions="bias", alibi="alibi", scaled_alibi=True)
+        return replace(
+            family, positions="bias", alibi="alibi", scaled_alibi=True, doubled_alibi=True
+        )
     return family
 
 

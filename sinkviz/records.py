@@ -147,14 +147,30 @@ class Trace(Record):
         received: received attention in [0, 1], (layer, head, key).
         mass: share of each query's attention by role of the key, (layer, head, query, role), in
             the order of ``sinkviz.metrics.ROLES``; sums to one over roles.
-        entropy: of each query's attention, nats, (layer, head, query).
+        entropy: of each query's attention, nats, (layer, head, query); NaN where it was not asked
+            for, as all statistics but those that are None then.
         attention: whole maps, (layer, head, query, key) in [0, 1], or None when only statistics
             were kept.
         heads: which (layer, head) pairs ``attention`` holds when a selection was asked for; the
             layer axis then has length one and the head axis follows this order.
         n_sink: tokens that count as sinks in ``mass``.
         n_recent: tokens that count as recent in ``mass``.
-        provenance: what it takes to repeat this.
+        provenance: what it takes to repeat this; ``engine`` says how attention was observed.
+        distance: mean share of attention by distance of the key, (layer, head, bin).
+        distance_edges: edges of those bins, tokens: bin i holds edge i up to before edge i + 1.
+        pooled_mean: mean attention of the pairs in a cell that see each other, (layer, head, query
+            cell, key cell) in [0, 1]; NaN in cells where nobody sees anybody.
+        pooled_max: the largest attention in each cell, likewise.
+        cell: tokens along a side of a cell.
+        queries: text positions whose strongest keys were asked for.
+        top_keys: their text positions, the strongest first, (layer, head, query, rank); -1 beyond
+            the last key that gets anything.
+        top_attention: what they get, in [0, 1].
+        key_norm: length of each token's key, (layer, key-value head, token).
+        value_norm: of its value, likewise.
+        residual_norm: length of each token's vector in the residual stream after each layer,
+            (layer, token).
+        scores: before the softmax, (layer, head, query, key); NaN where a query sees no key.
     """
 
     kind: ClassVar[str] = "trace"
@@ -168,6 +184,18 @@ class Trace(Record):
     n_sink: int = 4
     n_recent: int = 64
     provenance: dict[str, Any] = field(default_factory=dict)
+    distance: np.ndarray | None = None
+    distance_edges: tuple[int, ...] | None = None
+    pooled_mean: np.ndarray | None = None
+    pooled_max: np.ndarray | None = None
+    cell: int = 1
+    queries: tuple[int, ...] | None = None
+    top_keys: np.ndarray | None = None
+    top_attention: np.ndarray | None = None
+    key_norm: np.ndarray | None = None
+    value_norm: np.ndarray | None = None
+    residual_norm: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
     @property
     def n_layers(self) -> int:

@@ -162,11 +162,11 @@ def test_memory_of_scoring(model):
 
 @pytest.mark.models
 def test_memory_of_scoring_in_a_process_of_its_own():
-    (row,) = reading.bench_score(tokens=500, stepwise=20, policies=["4+60"], repeat=1)
+    (row,) = reading.bench_score(tokens=3000, stepwise=20, policies=["4+60"], repeat=1)
     columns = "policy parallel_per_s stepwise_per_s ratio peak_mb growth_mb returned_mb"
     check([row], columns, "peak_mb", "growth_mb")
-    assert row["returned_mb"] == 4500 * 12 / 1e6
-    assert row["growth_mb"] is None or row["growth_mb"] < 20
+    assert row["returned_mb"] == 27_000 * 12 / 1e6
+    assert row["growth_mb"] is None or row["growth_mb"] < 20  # logits of it all: 200
 
 
 def test_slider_and_capture(model):
@@ -185,7 +185,7 @@ def test_calls_take_turns():
         return lambda: order.append(name) or n
 
     times = measure.alternate(3, a=call("a", 1), b=call("b", 2))
-    assert order == list("abababab")
+    assert order == list("abbaabba")
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
 
 

@@ -5,7 +5,10 @@ Knows nothing about what is measured.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,16 +82,20 @@ def story_ids(lm: LM, n_tokens: int) -> Int[Tensor, " token"]:
 def alternate(repeat: int, **calls: Callable[[], int]) -> dict[str, np.ndarray]:
     """Let calls take turns; return the seconds per step of each, a number per turn.
 
+    Each turn begins with another call, because what runs before leaves its traces in the caches of
+    the processor.
+
     Args:
         repeat: turns, after one that warms up.
         calls: what to time; a call returns how many steps it ran.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeat + 1):
-        for name, call in calls.items():
+        order = list(calls)
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:
             finish()
             started = time.perf_counter()
-            n_steps = call()
+            n_steps = calls[name]()
             finish()
             if turn:
                 seconds[name].append((time.perf_counter() - started) / n_steps)
@@ -149,10 +156,13 @@ def resident_bytes() -> int | None:
 
 
 def peak_bytes() -> int | None:
-    """Return the most memory that this process ever took; None where the system does not tell."""
+    """Return the most memory that this program ever took; None where the system does not tell."""
+    # Linux's getrusage would also count the program that started this one.
+    with contextlib.suppress(OSError, TypeError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        return 1024 * int(found[1])
     try:
         import resource
-        import sys
     except ImportError:  # no Unix
         return None
     unit = 1 if sys.platform == "darwin" else 1024

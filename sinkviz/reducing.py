@@ -1,0 +1,174 @@
+"""From queries and keys, or from weights, to statistics: a block of rows at a time.
+
+A block fits into the processor's cache, is reduced there and forgotten, so that memory follows the
+length of the text and not its square. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sinkviz.sights import HIDDEN, MOST_ROWS, Sight
+from sinkviz.statistics import LayerStatistics
+
+# Numbers in a block of weights: 2 MB in a processor's cache; enough to fill a GPU.
+AT_ONCE = {"cpu": 2**18}
+AT_ONCE_ELSEWHERE = 2**25
+LEAST_ROWS = 32
+# The exponential of less takes many times as long, and is nothing beside the largest, which is one.
+LEAST_SCORE = -70.0
+
+
+def row_blocks(first: int, n_rows: int, budget: int, cell: int) -> Iterator[tuple[int, int]]:
+    """Yield (row, rows) of blocks that cut no cell of the pooled maps apart, where they can.
+
+    Args:
+        first: text position of the first row; a row is as long as its position.
+        n_rows: how many there are.
+        budget: numbers in a block, about; but a product of few rows is slow, whatever fits.
+        cell: rows of a cell.
+
+    Example:
+        >>> list(row_blocks(0, 100, 2048, 24)), list(row_blocks(90, 10, 2048, 96))
+        ([(0, 48), (48, 24), (72, 24), (96, 4)], [(0, 6), (6, 4)])
+    """
+    row = 0
+    while row < n_rows:
+        position = first + row
+        most = min(MOST_ROWS, max(LEAST_ROWS, budget // (position + LEAST_ROWS)))
+        left = cell - position % cell
+        size = most // cell * cell if left == cell and most >= cell else min(most, left)
+        size = min(size, n_rows - row)
+        if size > cell:
+            size -= size % cell
+        yield row, size
+        row += size
+
+
+def reduce_products(
+    found: LayerStatistics,
+    query: Float[Tensor, "head query dimension"],
+    key: Float[Tensor, "kv_head key dimension"],
+    sight: Sight,
+    scaling: float,
+    softcap: float | None = None,
+    null_logit: Float[Tensor, " head"] | None = None,
+) -> None:
+    """Compute attention from queries and keys, block by block, and add it.
+
+    Args:
+        found: where to.
+        query: of a pass.
+        key: of the text up to the end of the pass.
+        sight: who sees whom.
+        scaling: factor of the dot products.
+        softcap: scores are squeezed into (-softcap, softcap) with a tanh.
+        null_logit: see ``sinkviz.attention.null_softmax``.
+    """
+    shared, n_query = len(query) // len(key), query.shape[1]
+    found.see(sight)
+    # A processor works on a head at a time, which fits into its cache; a GPU on all of them.
+    at_once = 1 if query.device.type == "cpu" else len(query)
+    budget = AT_ONCE.get(query.device.type, AT_ONCE_ELSEWHERE) // at_once
+    for head in range(0, len(query), at_once):
+        heads = slice(head, head + at_once)
+        some = query[heads].to(found.dtype) * scaling
+        keys = key[head // shared : -(-(head + at_once) // shared)].to(found.dtype)
+        # Few rows times keys that lie side by side: half as long as with keys in rows.
+        keys = keys.mT.contiguous()
+        null = None if null_logit is None else null_logit[heads, None, None].to(some)
+        for row, n_rows in row_blocks(sight.first, n_query, budget, found.plan.cell):
+            start = sight.start(row, found.plan.cell)
+            stop = sight.first + row + n_rows
+            scores = _products(found, some[:, row : row + n_rows], keys[..., start:stop])
+            if softcap is not None:
+                scores.div_(softcap).tanh_().mul_(softcap)
+            sight.bias(scores, heads, row, start)
+            sight.fill(scores, row, start, HIDDEN)
+            if found.scores is not None:
+                kept = scores.clone()
+                sight.fill(kept, row, start, torch.nan)
+                found.scores[heads, stop - n_rows : stop, start:stop] = kept.cpu()
+            _add_softmax(found, sight, heads, row, start, scores, null)
+
+
+def _products(found: LayerStatistics, query: Tensor, keys: Tensor) -> Float[Tensor, "head row key"]:
+    """Return dot products; keys are shared by neighbouring heads, and never repeated for them."""
+    heads, rows, size = *query.shape[:2], keys.shape[2]
+    if heads == 1:
+        # Where scores are not needed again, weights take their place.
+        name = "scores" if found.wants("entropy") else "weights"
+        scores = found.scratch(name, heads, rows, size, query)
+        torch.mm(query[0], keys[0], out=scores[0])
+        return scores
+    return torch.bmm(query.reshape(len(keys), -1, query.shape[2]), keys).view(heads, rows, size)
+
+
+def _add_softmax(
+    found: LayerStatistics,
+    sight: Sight,
+    heads: slice,
+    row: int,
+    start: int,
+    scores: Float[Tensor, "head row key"],
+    null: Float[Tensor, "head 1 1"] | None,
+) -> None:
+    """Take the softmax of a block of scores, which are used up, and add it."""
+    most = scores.amax(-1, keepdim=True)
+    if null is not None:
+        most = torch.maximum(most, null)
+    scores.sub_(most).clamp_(min=LEAST_SCORE)
+    weights = scores
+    if found.wants("entropy") or scores.shape[0] > 1:
+        weights = found.scratch("weights", *scores.shape, scores)
+    torch.exp(scores, out=weights)
+    sight.fill(weights, row, start, 0)
+    total = weights.sum(-1, keepdim=True)
+    null_share = None
+    if null is not None:
+        lost = (null - most).exp()
+        total += lost
+        null_share = (lost / total)[..., 0]
+    weights *= total.reciprocal()
+    entropy = None
+    if found.wants("entropy"):
+        # - sum p log p, with log p = scores - log total.
+        kept = 1 if null_share is None else 1 - null_share
+        entropy = total.log()[..., 0] * kept - scores.mul_(weights).sum(-1)
+    found.add(heads, sight.first + row, start, weights, null_share, entropy)
+
+
+def reduce_weights(
+    found: LayerStatistics, attention: Float[Tensor, "head query key"], sight: Sight
+) -> None:
+    """Add attention that a model has computed itself, block by block.
+
+    Args:
+        found: where to.
+        attention: of a pass; rows that sum to less than one have lost the rest to a null logit,
+            but in half precision sums are not that exact, and a little is taken for rounding.
+        sight: who sees whom.
+    """
+    found.see(sight)
+    rounded = torch.finfo(attention.dtype).eps > 1e-4
+    n_heads, n_query = attention.shape[:2]
+    budget = AT_ONCE.get(attention.device.type, AT_ONCE_ELSEWHERE) // n_heads
+    for row, n_rows in row_blocks(sight.first, n_query, budget, found.plan.cell):
+        start, stop = sight.start(row, found.plan.cell), sight.first + row + n_rows
+        weights = found.scratch("weights", n_heads, n_rows, stop - start, attention)
+        weights.copy_(attention[:, row : row + n_rows, start:stop])
+        total = weights.sum(-1, keepdim=True)
+        if rounded:
+            exact = torch.where(total > 0.97, total, 1)
+            weights /= exact
+            total /= exact
+        null = (1 - total[..., 0]).clamp(min=0)
+        entropy = None
+        if found.wants("entropy"):
+            log = weights.clamp(min=torch.finfo(weights.dtype).tiny).log_()
+            entropy = -log.mul_(weights).sum(-1)
+        found.add(slice(0, n_heads), stop - n_rows, start, weights, null, entropy)

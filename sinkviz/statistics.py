@@ -1,0 +1,265 @@
+"""Statistics of one layer's attention, as sums to which blocks of weights are added.
+
+What is kept grows with the length of the text and not with its square. Knows nothing about models,
+nor where the weights come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sinkviz.metrics import ROLES
+from sinkviz.sights import Sight
+
+STATISTICS = ("received", "mass", "entropy", "distance", "pooled", "norms")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to find out about the attention of a text.
+
+    Attributes:
+        n_tokens: length of the text.
+        statistics: some of ``STATISTICS``.
+        n_sink: first tokens that count as sinks.
+        n_recent: tokens that count as recent, the query's own included.
+        queries: text positions whose strongest keys are wanted, in ascending order.
+        top_k: how many keys of each.
+        cell: tokens along a side of a cell of the pooled maps.
+        scores: keep what comes before the softmax, too.
+    """
+
+    n_tokens: int
+    statistics: tuple[str, ...] = STATISTICS
+    n_sink: int = 4
+    n_recent: int = 64
+    queries: tuple[int, ...] = ()
+    top_k: int = 8
+    cell: int = 1
+    scores: bool = False
+
+
+def distance_edges(n_tokens: int) -> tuple[int, ...]:
+    """Return the edges of the bins of distances, tokens: 0, 1, 2, 4, 8 ... beyond the text.
+
+    Example:
+        >>> distance_edges(6)
+        (0, 1, 2, 4, 8)
+    """
+    return (0, *(2**i for i in range(max(0, n_tokens - 1).bit_length() + 1)))
+
+
+class LayerStatistics:
+    """The sums of one layer; add its blocks in any order, then ask for the ``result``.
+
+    Args:
+        plan: what to find out.
+        n_heads: attention heads of the layer.
+        device: where the sums are kept.
+        dtype: of what is computed: float32 or wider.
+        kept: heads whose whole maps to keep, on the CPU.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        n_heads: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        kept: tuple[int, ...] = (),
+    ) -> None:
+        self.plan, self.dtype, self.kept, n = plan, dtype, kept, plan.n_tokens
+        # Long sums of small numbers; only Apple's GPUs have no doubles.
+        wide = dtype if device.type == "mps" else torch.float64
+        sides, n_top = -(-n // plan.cell), (len(plan.queries), plan.top_k)
+        kinds = {
+            "received": (("received", (n_heads, n), wide), ("viewers", (n,), wide)),
+            "mass": tuple((role, (n_heads, n), dtype) for role in ROLES if role != "middle"),
+            "entropy": (("entropy", (n_heads, n), dtype),),
+            "distance": (("backwards", (n_heads, n), wide),),
+            "pooled": (
+                ("pooled_max", (n_heads, sides, sides), dtype),
+                ("pooled_mean", (n_heads, sides, sides), dtype),
+                ("pairs", (sides, sides), wide),
+            ),
+        }
+        self.sums = {
+            name: torch.zeros(shape, dtype=kind, device=device)
+            for statistic in plan.statistics
+            for name, shape, kind in kinds.get(statistic, ())
+        }
+        if plan.queries:
+            self.sums["top_attention"] = torch.zeros(n_heads, *n_top, dtype=dtype, device=device)
+            self.sums["top_keys"] = torch.full((n_heads, *n_top), -1, device=device)
+        self.maps = torch.zeros(len(kept), n, n, dtype=dtype) if kept else None
+        self.scores = torch.full((n_heads, n, n), torch.nan, dtype=dtype) if plan.scores else None
+        self._scratch: dict[str, Tensor] = {}
+
+    def wants(self, statistic: str) -> bool:
+        """Whether a statistic is asked for."""
+        return statistic in self.plan.statistics
+
+    def scratch(self, name: str, heads: int, rows: int, keys: int, like: Tensor) -> Tensor:
+        """Return memory for (head, row, key), with as many zeros before each head as it has rows.
+
+        The same memory is used again, since fresh pages cost as much as the arithmetic.
+        """
+        size = heads * (rows * keys + rows)
+        held = self._scratch.get(name)
+        if held is None or held.numel() < size:
+            held = self._scratch[name] = torch.empty(size, dtype=self.dtype, device=like.device)
+        flat = held[:size].view(heads, rows * keys + rows)
+        if name == "weights":
+            flat[:, :rows] = 0
+        return flat[:, rows:].view(heads, rows, keys)
+
+    def see(self, sight: Sight) -> None:
+        """Count who sees whom in a pass; once per pass, before its blocks."""
+        if "viewers" in self.sums:
+            self.sums["viewers"][: sight.n_keys] += sight.viewers()
+        if "pairs" in self.sums:
+            cell = self.plan.cell
+            seen = sight.per_cell(cell).to(self.sums["pairs"])
+            rows = torch.arange(sight.first, sight.n_keys, device=seen.device) // cell
+            self.sums["pairs"][:, : seen.shape[1]].index_add_(0, rows, seen)
+
+    def add(
+        self,
+        heads: slice,
+        first: int,
+        start: int,
+        weights: Float[Tensor, "head row key"],
+        null: Float[Tensor, "head row"] | None = None,
+        entropy: Float[Tensor, "head row"] | None = None,
+    ) -> None:
+        """Add a block of rows of some heads.
+
+        Args:
+            heads: which heads.
+            first: text position of the block's first query.
+            start: text position of its first key; the last key is the last query's own.
+            weights: attention, in memory from ``scratch``; zero where a query does not see a key.
+            null: share of each query that goes to no key.
+            entropy: of each query's attention, nats.
+        """
+        plan, sums, n_rows, n_keys = self.plan, self.sums, *weights.shape[1:]
+        rows, keys = slice(first, first + n_rows), slice(start, start + n_keys)
+        column = None
+        if "pooled_mean" in sums:
+            column = self._pool(heads, first, start, weights)
+        if "received" in sums:
+            sums["received"][heads, keys] += weights.sum(1) if column is None else column
+        if "self" in sums:
+            self._divide(heads, first, start, weights, null)
+        if "entropy" in sums:
+            sums["entropy"][heads, rows] = entropy
+        if "backwards" in sums:
+            ones = weights.new_ones(n_rows)
+            for index, head in enumerate(range(heads.start, heads.stop)):
+                diagonals = _diagonals(weights[index]).t() @ ones
+                sums["backwards"][head, plan.n_tokens - n_keys :] += diagonals
+        wanted = [i for i, query in enumerate(plan.queries) if rows.start <= query < rows.stop]
+        if wanted:
+            chosen = weights[:, [plan.queries[i] - first for i in wanted]]
+            top, where = chosen.topk(min(plan.top_k, n_keys), -1)
+            sums["top_attention"][heads, wanted, : top.shape[-1]] = top
+            where = (where + start).masked_fill(top == 0, -1)
+            sums["top_keys"][heads, wanted, : top.shape[-1]] = where
+        for index, head in enumerate(self.kept):
+            if heads.start <= head < heads.stop:
+                self.maps[index, rows, keys] = weights[head - heads.start].cpu()
+
+    def _divide(
+        self, heads: slice, first: int, start: int, weights: Tensor, null: Tensor | None
+    ) -> None:
+        """Add up the attention by role of the key, all but the middle."""
+        plan, sums, rows = self.plan, self.sums, slice(first, first + weights.shape[1])
+        sums["self"][heads, rows] = weights.diagonal(first - start, 1, 2)
+        sink = weights[..., : max(0, plan.n_sink - start)]
+        if first < plan.n_sink:
+            sink = sink.clone()
+            sink.diagonal(first - start, 1, 2).zero_()
+        sums["sink"][heads, rows] = sink.sum(-1)
+        left = max(start, first - plan.n_recent + 1, plan.n_sink)
+        band = weights[..., left - start :]
+        if left == first - plan.n_recent + 1:
+            band = band * self._recent(*band.shape[1:], band)
+        else:
+            band = band.tril(first - left - 1).triu_(first - left - plan.n_recent + 1)
+        sums["recent"][heads, rows] = band.sum(-1)
+        if null is not None:
+            sums["null"][heads, rows] = null
+
+    def _recent(self, rows: int, keys: int, like: Tensor) -> Float[Tensor, "row key"]:
+        """Return one where a key is recent, in a band that begins with the first row's first."""
+        held = self._scratch.get("recent")
+        if held is None or len(held) < rows:
+            held = like.new_ones(rows, rows + self.plan.n_recent - 1)
+            held = self._scratch["recent"] = held.tril_(self.plan.n_recent - 2).triu_()
+        return held[:rows, :keys]
+
+    def _mass(self) -> Float[Tensor, "head query role"]:
+        """Return each query's attention by role; see ``sinkviz.metrics.mass``."""
+        by_role = {role: self.sums.pop(role) for role in ROLES if role != "middle"}
+        middle = (1 - sum(by_role.values())).clamp(min=0)
+        # Where no key lies between, what rounding leaves over is nobody's.
+        middle[:, : self.plan.n_sink + self.plan.n_recent] = 0
+        return torch.stack([(by_role | {"middle": middle})[role] for role in ROLES], -1)
+
+    def _pool(self, heads: slice, first: int, start: int, weights: Tensor) -> Tensor:
+        """Add to the pooled maps; return the sums over rows."""
+        cell, groups = self.plan.cell, max(1, weights.shape[1] // self.plan.cell)
+        grouped = weights.unflatten(1, (groups, -1))
+        total, spare = grouped.sum(2), -weights.shape[2] % cell
+        where = (
+            heads,
+            slice(first // cell, first // cell + groups),
+            slice(start // cell, (start + weights.shape[2] + spare) // cell),
+        )
+        parts = (
+            torch.nn.functional.pad(x, (0, spare)).unflatten(2, (-1, cell))
+            for x in (total, grouped.amax(2))
+        )
+        self.sums["pooled_mean"][where] += next(parts).sum(3)
+        biggest = self.sums["pooled_max"][where]
+        torch.maximum(biggest, next(parts).amax(3), out=biggest)
+        return total.sum(1)
+
+    def result(self) -> dict[str, Tensor]:
+        """Return what was asked for, on the CPU; nothing can be added afterwards."""
+        sums, n = self.sums, self.plan.n_tokens
+        if "received" in sums:
+            sums["received"] /= sums.pop("viewers").clamp(min=1)
+        if "self" in sums:
+            sums["mass"] = self._mass()
+        if "pooled_mean" in sums:
+            # A cell that nobody sees has no mean and no most: 0 / 0.
+            pairs = sums.pop("pairs")
+            sums["pooled_mean"] = sums["pooled_mean"] / pairs
+            sums["pooled_max"][:, pairs == 0] = torch.nan
+        if "backwards" in sums:
+            total = sums.pop("backwards").flip(-1).cumsum(-1) / n
+            total = torch.nn.functional.pad(total, (1, 0))
+            edges = torch.tensor(distance_edges(n), device=total.device).clamp(max=n)
+            sums["distance"] = total[:, edges].diff(dim=-1)
+        found = {
+            name: (x if name == "top_keys" else x.to(self.dtype)).cpu() for name, x in sums.items()
+        }
+        more = {"maps": self.maps, "scores": self.scores}
+        self.sums, self._scratch = {}, {}
+        return found | {name: x for name, x in more.items() if x is not None}
+
+
+def _diagonals(weights: Float[Tensor, "row key"]) -> Float[Tensor, "row distance"]:
+    """Return a view of causal weights whose columns are distances, the farthest first.
+
+    Each row is read one number further to the left than the row above. What lies left of a row's
+    end is the previous row's part above its diagonal, which is zero, and the zeros of ``scratch``.
+    """
+    n_rows, n_keys = weights.shape
+    offset = weights.storage_offset() - (n_rows - 1)
+    return weights.as_strided((n_rows, n_keys), (n_keys + 1, 1), offset)
