@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from sinkviz.binding import BoundCache
 from sinkviz.caches import SinkCache
 from sinkviz.forward import check_eager, compiled_step, forward, watch
-from sinkviz.models import LM, untouched
+from sinkviz.models import LM, few_threads, untouched
 from sinkviz.policies import Dense, Policy, check_registered, parse_policy
 from sinkviz.ranked import RankedCache
 from sinkviz.records import load_tensors, save_tensors
@@ -82,7 +82,8 @@ class Lane:
         if self._compiled and ids.shape == (1,) and self.cache.is_full and rows is None:
             logits = self._compiled(self.cache, ids)[-1]
         else:
-            with self._watched(rows, ids.shape[-1]):
+            alone = few_threads(self.lm) if ids.numel() == 1 else contextlib.nullcontext()
+            with alone, self._watched(rows, ids.shape[-1]):
                 logits = self._pass(ids, attention_mask, rows is not None)
         self.seen += ids.shape[-1]
         return logits

@@ -37,6 +37,7 @@ from sinkviz.ranked import RankedCache
 from sinkviz.trial import family_of
 
 Text = str | Sequence[int] | Tensor
+FEW_PARAMETERS = 30_000_000
 
 
 def assets_folder() -> Path:
@@ -87,6 +88,11 @@ class LM:
     def attention_modules(self) -> list[nn.Module]:
         """The model's self-attention modules, first layer first."""
         return attention_modules(self.model, self.family)
+
+    @cached_property
+    def is_small(self) -> bool:
+        """Whether one CPU thread is as fast as several, token by token."""
+        return self.device.type == "cpu" and self.model.num_parameters() < FEW_PARAMETERS
 
     @property
     def device(self) -> torch.device:
@@ -232,6 +238,24 @@ def untouched(model: nn.Module, attention: str | None = None) -> Iterator[None]:
         for module in training:
             module.training = True
         model.config._attn_implementation = implementation
+
+
+@contextlib.contextmanager
+def few_threads(lm: LM) -> Iterator[None]:
+    """Compute a small model on one CPU thread, and give the others back afterwards.
+
+    Threads wait for each other after every small product. On two cores with other work (a browser
+    that draws, say) that made a token of a model of 1 M parameters thirty times slower.
+    """
+    before = torch.get_num_threads()
+    small = lm.is_small and before > 1
+    try:
+        if small:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        if small:
+            torch.set_num_threads(before)
 
 
 def pick_device(device: str = "auto") -> torch.device:

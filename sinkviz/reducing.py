@@ -16,7 +16,7 @@ from sinkviz.sights import HIDDEN, MOST_ROWS, Sight
 from sinkviz.statistics import LayerStatistics
 
 # Numbers in a block of weights: 2 MB in a processor's cache; enough to fill a GPU.
-AT_ONCE = {"cpu": 2**18}
+AT_ONCE = {"cpu": 2**19}
 AT_ONCE_ELSEWHERE = 2**25
 LEAST_ROWS = 32
 # The exponential of less takes many times as long, and is nothing beside the largest, which is one.
@@ -87,11 +87,9 @@ def reduce_products(
             scores = _products(found, some[:, row : row + n_rows], keys[..., start:stop])
             if softcap is not None:
                 scores.div_(softcap).tanh_().mul_(softcap)
-            sight.bias(scores, heads, row, start)
-            sight.fill(scores, row, start, HIDDEN)
+            sight.hide(scores, heads, row, start)
             if found.scores is not None:
-                kept = scores.clone()
-                sight.fill(kept, row, start, torch.nan)
+                kept = scores.masked_fill(scores < HIDDEN / 2, torch.nan)
                 found.scores[heads, stop - n_rows : stop, start:stop] = kept.cpu()
             _add_softmax(found, sight, heads, row, start, scores, null)
 
@@ -126,7 +124,7 @@ def _add_softmax(
     if found.wants("entropy") or scores.shape[0] > 1:
         weights = found.scratch("weights", *scores.shape, scores)
     torch.exp(scores, out=weights)
-    sight.fill(weights, row, start, 0)
+    sight.clear(weights, row, start)
     total = weights.sum(-1, keepdim=True)
     null_share = None
     if null is not None:

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import numpy as np
-import torch
 import traitlets
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 
-from sinkviz.models import LM
 from sinkviz.style import COLOURS
 
 HERE = Path(__file__).parent
 PNG_DPI = 90
-PNG_COLOURS = 64  # a third of the bytes; a notebook holds several
-FEW_PARAMETERS = 30_000_000
-
+PNG_COLOURS = 64  
 
 def module(*names: str) -> str:
     """Return the ES module of a widget: the shared functions, then its own files in order."""
@@ -43,24 +38,6 @@ def style_sheet() -> str:
 def as_bytes(values: Any) -> bytes:
     """Return numbers as the little-endian float32 that the front end reads."""
     return np.asarray(values, dtype="<f4").tobytes()
-
-
-@contextlib.contextmanager
-def few_threads(lm: LM) -> Iterator[None]:
-    """Compute a small model on one CPU thread, and give the others back afterwards.
-
-    Threads wait for each other after every small product. On two cores with other work (a browser
-    that draws, say) that made the answer of a model of 3 M parameters several times slower.
-    """
-    before = torch.get_num_threads()
-    small = lm.device.type == "cpu" and lm.model.num_parameters() < FEW_PARAMETERS
-    try:
-        if small:
-            torch.set_num_threads(1)
-        yield
-    finally:
-        if small:
-            torch.set_num_threads(before)
 
 
 def finite(value: float) -> float | None:

@@ -16,13 +16,13 @@ import matplotlib.pyplot as plt
 import traitlets
 from matplotlib.figure import Figure
 
-from sinkviz.models import LM, Text
+from sinkviz.models import LM, Text, few_threads
 from sinkviz.plots.runs import plot_nll
 from sinkviz.policies import Dense, Policy, Recompute, SinkWindow, Window, first_eviction
 from sinkviz.records import StreamRun
 from sinkviz.streaming import Step, compare
 from sinkviz.style import policy_name
-from sinkviz.widgets.common import Widget, drawable, few_threads, module, sentence
+from sinkviz.widgets.common import Widget, drawable, module, sentence
 from sinkviz.widgets.lanes import TAIL, LaneRecord
 
 TICK = 0.08  # longest time that the kernel works in one go, seconds, unless one step takes longer

@@ -12,13 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sinkviz.metrics import ROLES
-from sinkviz.models import LM, Text
+from sinkviz.models import LM, Text, few_threads
 from sinkviz.plots.runs import plot_nll, running_mean
 from sinkviz.policies import Dense, Policy, SinkWindow, Window
 from sinkviz.records import StreamRun
 from sinkviz.scoring import score
 from sinkviz.style import COLOURS, STACK, faint, ink, role_style
-from sinkviz.widgets.common import Widget, as_bytes, few_threads, finite, module, sentence
+from sinkviz.widgets.common import Widget, as_bytes, finite, module, sentence
 
 
 def policy_of(n_sink: int, n_recent: int) -> Policy:
