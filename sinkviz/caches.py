@@ -8,6 +8,8 @@ rotary scores depend on distances alone. Knows nothing about text, sampling or s
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -83,10 +85,11 @@ class SinkCache(BoundCache):
         self.clock = Clock()
         self.rings: list[Ring] = []
         self.kinds: list[str] = []
-        layers = [
-            RingLayer(self._ring(kind), is_sliding=kind.window is not None)
-            for kind in layer_kinds(model, family)
-        ]
+        layers, members = [], Counter()
+        for kind in layer_kinds(model, family):
+            ring = self._ring(kind)
+            layers.append(RingLayer(ring, members[id(ring)], is_sliding=kind.window is not None))
+            members[id(ring)] += 1
         for ring in self.rings:
             alike = (
                 r for r in self.rings if (r.n_sink, r.n_recent) == (ring.n_sink, ring.n_recent)
@@ -201,6 +204,9 @@ class SinkCache(BoundCache):
         self._rebase(n_new)
         for ring in self.rings:
             ring.begin(n_new, self._device)
+            ring.turned = None
+            if ring.spins and not clock.compiled:
+                self._turn_sinks(ring)
         start = clock.seen - clock.base
         position = torch.arange(start, start + n_new, device=self._device).expand(batch, -1)
         changes: dict[str, Any] = {"position_ids": position, "attention_mask": None}
@@ -219,6 +225,18 @@ class SinkCache(BoundCache):
         elif clock.padding is not None or self.bands(n_new):
             changes["attention_mask"] = self._masks()
         return changes
+
+    def _turn_sinks(self, ring: Ring) -> None:
+        """Rotate the sinks of a ring's layers at once; those that are just coming are left out."""
+        layers = [layer for layer in self.layers if layer.ring is ring]
+        if ring.step.brings_sinks or not all(layer.is_initialized for layer in layers):
+            return
+        if ring.pairs is None:
+            ring.pairs = [
+                torch.stack([layer.pairs() for layer in near])
+                for _, near in groupby(layers, key=lambda layer: layer.device)
+            ]
+        ring.turn_sinks()
 
     def _masks(self) -> Tensor | dict[str, Tensor]:
         implementation = self._config._attn_implementation

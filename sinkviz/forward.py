@@ -151,9 +151,9 @@ def compiled_step(lm: LM) -> Callable[[SinkCache, Int[Tensor, " token"]], Tensor
                     torch._dynamo.mark_static_address(held)
             marked.add(cache)
         with untouched(lm.model):
-            changes = cache.begin(1, 1, None)
             cache.clock.compiled = True
             try:
+                changes = cache.begin(1, 1, None)
                 # The graph's own memory is overwritten by the next replay.
                 logits = run(
                     ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1, **changes

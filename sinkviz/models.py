@@ -224,8 +224,8 @@ def untouched(model: nn.Module, attention: str | None = None) -> Iterator[None]:
         model: the model.
         attention: attention implementation to use meanwhile.
     """
-    # Only what is in training mode is touched: walking all modules twice is a tenth of a step.
-    training = [module for module in model.modules() if module.training]
+    # To walk all modules twice would be a tenth of a small model's step.
+    training = [module for module in model.modules() if module.training] if model.training else []
     implementation = model.config._attn_implementation
     try:
         for module in training:

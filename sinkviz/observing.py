@@ -180,7 +180,9 @@ class _Gathered:
         if layer not in self._found:
             dtype = torch.promote_types(like.dtype, torch.float32)
             heads = tuple(head for at, head in self.kept if at == layer)
-            self._found[layer] = LayerStatistics(self.plan, like.shape[1], like.device, dtype, heads)
+            self._found[layer] = LayerStatistics(
+                self.plan, like.shape[1], like.device, dtype, heads
+            )
         return self._found[layer]
 
     def result(self, layer: int) -> dict[str, Tensor]:

@@ -21,6 +21,8 @@ AT_ONCE_ELSEWHERE = 2**25
 LEAST_ROWS = 32
 # The exponential of less takes many times as long, and is nothing beside the largest, which is one.
 LEAST_SCORE = -70.0
+# Exponentials of scores that cannot be larger are summed as they are, without a shift.
+BOUND = 60.0
 
 
 def row_blocks(first: int, n_rows: int, budget: int, cell: int) -> Iterator[tuple[int, int]]:
@@ -76,22 +78,41 @@ def reduce_products(
     budget = AT_ONCE.get(query.device.type, AT_ONCE_ELSEWHERE) // at_once
     for head in range(0, len(query), at_once):
         heads = slice(head, head + at_once)
-        some = query[heads].to(found.dtype) * scaling
+        some = query[heads].to(found.dtype)
         keys = key[head // shared : -(-(head + at_once) // shared)].to(found.dtype)
-        # Few rows times keys that lie side by side: half as long as with keys in rows.
-        keys = keys.mT.contiguous()
         null = None if null_logit is None else null_logit[heads, None, None].to(some)
+        largest = softcap or _largest_score(some, keys, scaling, null)
+        bounded = largest <= BOUND and not sight.adds and found.scores is None
+        keys = _in_columns(keys, scaling)
         for row, n_rows in row_blocks(sight.first, n_query, budget, found.plan.cell):
             start = sight.start(row, found.plan.cell)
             stop = sight.first + row + n_rows
             scores = _products(found, some[:, row : row + n_rows], keys[..., start:stop])
             if softcap is not None:
                 scores.div_(softcap).tanh_().mul_(softcap)
-            sight.hide(scores, heads, row, start)
+            if not bounded:
+                sight.hide(scores, heads, row, start)
             if found.scores is not None:
                 kept = scores.masked_fill(scores < HIDDEN / 2, torch.nan)
                 found.scores[heads, stop - n_rows : stop, start:stop] = kept.cpu()
-            _add_softmax(found, sight, heads, row, start, scores, null)
+            _add_softmax(found, sight, heads, row, start, scores, null, bounded)
+
+
+def _largest_score(query: Tensor, key: Tensor, scaling: float, null: Tensor | None) -> float:
+    """Return what no score can pass: by Cauchy and Schwarz, and the null logits."""
+    largest = float(query.norm(dim=-1).amax() * key.norm(dim=-1).amax()) * scaling
+    return largest if null is None else max(largest, float(null.abs().amax()))
+
+
+def _in_columns(keys: Float[Tensor, "head key dimension"], scaling: float) -> Tensor:
+    """Return scaled keys side by side, which makes products with few rows half as long.
+
+    A processor transposes best by a product: each number is one product and many zeros, exactly.
+    """
+    if len(keys) > 1:
+        return keys.mT * scaling
+    unit = torch.eye(keys.shape[2], dtype=keys.dtype, device=keys.device) * scaling
+    return torch.mm(unit, keys[0].t())[None]
 
 
 def _products(found: LayerStatistics, query: Tensor, keys: Tensor) -> Float[Tensor, "head row key"]:
@@ -114,30 +135,42 @@ def _add_softmax(
     start: int,
     scores: Float[Tensor, "head row key"],
     null: Float[Tensor, "head 1 1"] | None,
+    bounded: bool,
 ) -> None:
-    """Take the softmax of a block of scores, which are used up, and add it."""
-    most = scores.amax(-1, keepdim=True)
-    if null is not None:
-        most = torch.maximum(most, null)
-    scores.sub_(most).clamp_(min=LEAST_SCORE)
+    """Take the softmax of a block of scores, which are used up, and add it.
+
+    Args:
+        found: where to.
+        sight: who sees whom.
+        heads: which heads.
+        row: of the pass, the block's first.
+        start: text position of the block's first key.
+        scores: of the block; hidden where not ``bounded``.
+        null: null logits.
+        bounded: no score is so large that it must be shifted.
+    """
+    if not bounded:
+        most = scores.amax(-1, keepdim=True)
+        if null is not None:
+            most = torch.maximum(most, null)
+            null = null - most
+        scores.sub_(most).clamp_(min=LEAST_SCORE)
     weights = scores
     if found.wants("entropy") or scores.shape[0] > 1:
         weights = found.scratch("weights", *scores.shape, scores)
     torch.exp(scores, out=weights)
     sight.clear(weights, row, start)
     total = weights.sum(-1, keepdim=True)
-    null_share = None
     if null is not None:
-        lost = (null - most).exp()
+        lost = null.exp()
         total += lost
-        null_share = (lost / total)[..., 0]
-    weights *= total.reciprocal()
+    share = total.reciprocal()
     entropy = None
     if found.wants("entropy"):
-        # - sum p log p, with log p = scores - log total.
-        kept = 1 if null_share is None else 1 - null_share
-        entropy = total.log()[..., 0] * kept - scores.mul_(weights).sum(-1)
-    found.add(heads, sight.first + row, start, weights, null_share, entropy)
+        log_attention = scores.sub_(total.log())
+        entropy = -(log_attention.mul_(weights).sum(-1) * share[..., 0])
+    null_share = None if null is None else (lost * share)[..., 0]
+    found.add(heads, sight.first + row, start, weights, share[..., 0], null_share, entropy)
 
 
 def reduce_weights(
@@ -169,4 +202,5 @@ def reduce_weights(
         if found.wants("entropy"):
             log = weights.clamp(min=torch.finfo(weights.dtype).tiny).log_()
             entropy = -log.mul_(weights).sum(-1)
-        found.add(slice(0, n_heads), stop - n_rows, start, weights, null, entropy)
+        share = torch.ones_like(null)
+        found.add(slice(0, n_heads), stop - n_rows, start, weights, share, null, entropy)

@@ -19,14 +19,15 @@ class RingLayer(CacheLayerMixin):
 
     Args:
         ring: the layout, shared with the layers of the same kind.
+        index: of this layer among those of the ring.
         is_sliding: the model itself gives this layer a sliding window, and looks for it by this.
     """
 
     is_croppable = False
 
-    def __init__(self, ring: Ring, is_sliding: bool = False) -> None:
+    def __init__(self, ring: Ring, index: int, is_sliding: bool = False) -> None:
         super().__init__()
-        self.ring, self.is_sliding = ring, is_sliding
+        self.ring, self.index, self.is_sliding = ring, index, is_sliding
         self._pending: tuple[Tensor, Tensor] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -37,8 +38,12 @@ class RingLayer(CacheLayerMixin):
         self.values = value_states.new_zeros(batch, heads, self.ring.size, value_states.shape[-1])
         # As they came: they are rotated anew from here at each step, so rounding does not add up.
         self.sinks = self.keys[:, :, : self.ring.n_sink].clone()
-        # The sinks' pairs as complex numbers, and where they go.
-        self._pairs: tuple[Tensor, Tensor] | None = None
+        self.ring.pairs = None
+        if self.ring.frequencies is not None:  # where the pairs of the rotated sinks go
+            pairs = len(self.ring.frequencies)
+            slots = self.keys[:, :, : self.ring.n_sink, : 2 * pairs]
+            apart = slots.unflatten(-1, (pairs, 2) if self.ring.interleaved else (2, pairs))
+            self._sink_slots = apart if self.ring.interleaved else apart.transpose(-1, -2)
         self.is_initialized = True
 
     def update(
@@ -88,7 +93,7 @@ class RingLayer(CacheLayerMixin):
         self.values[:, :, seen:after] = value
         if seen < self.ring.n_sink:
             self.sinks[:, :, seen:after] = key[:, :, : self.ring.n_sink - seen]
-            self._pairs = None
+            self.ring.pairs = None
         return self.keys[:, :, :after], self.values[:, :, :after]
 
     def _update_slot(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,24 +109,17 @@ class RingLayer(CacheLayerMixin):
             if ring.clock.compiled:
                 self.keys[:, :, : ring.n_sink] = self._rotated(self.sinks, ring.turn)
             else:
-                self._turn_sinks()
+                turned = None if ring.turned is None else ring.turned[self.index]
+                if turned is None:
+                    turned = torch.view_as_real(self.pairs() * ring.spin.to(key.device))
+                self._sink_slots.copy_(turned)
         return self.keys, self.values
 
-    def _turn_sinks(self) -> None:
-        """Rotate the sinks' keys into their slots, in as few operations as possible.
-
-        In eager mode every operation costs more than its arithmetic here. Compilers fuse them, but
-        not complex numbers.
-        """
-        ring, pairs = self.ring, len(self.ring.frequencies)
-        if self._pairs is None:
-            first, second = halves(self.sinks.to(ring.spin.real.dtype), pairs, ring.interleaved)
-            slots = self.keys[:, :, : ring.n_sink, : 2 * pairs]
-            slots = slots.unflatten(-1, (pairs, 2) if ring.interleaved else (2, pairs))
-            slots = slots if ring.interleaved else slots.transpose(-1, -2)
-            self._pairs = torch.complex(first, second), slots
-        sinks, slots = self._pairs
-        slots.copy_(torch.view_as_real(sinks * ring.spin.to(sinks.device)))
+    def pairs(self) -> Tensor:
+        """Return the pairs of the sinks' keys, as they came, as complex numbers."""
+        wide = torch.promote_types(self.dtype, torch.float32)
+        n_pairs = len(self.ring.frequencies)
+        return torch.complex(*halves(self.sinks.to(wide), n_pairs, self.ring.interleaved))
 
     def _update_band(self, key: Tensor, value: Tensor, step: Pass) -> tuple[Tensor, Tensor]:
         ring = self.ring
@@ -152,7 +150,7 @@ class RingLayer(CacheLayerMixin):
         source = source.clamp(0, step.n_new - 1)
         for held, new in ((self.sinks, key), (self.keys, key), (self.values, value)):
             held[:, :, :n_sink] = torch.where(here, _gather(new, source), held[:, :, :n_sink])
-        self._pairs = None
+        self.ring.pairs = None
 
     def commit(self) -> None:
         """Write the end of a band into the ring, now that all layers have passed."""
@@ -207,15 +205,15 @@ class RingLayer(CacheLayerMixin):
         self.keys.copy_(keys)
         self.values.copy_(values)
         self.sinks.copy_(sinks)
-        self._pairs = None
+        self.ring.pairs = None
 
     def take_rows(self, rows: Int[Tensor, " row"]) -> None:
         """Keep these rows of the batch, in this order; a row may come more than once."""
         if self.is_initialized:
-            self.keys, self.values, self.sinks = (
+            held = [
                 x.index_select(0, rows.to(x.device)) for x in (self.keys, self.values, self.sinks)
-            )
-            self._pairs = None
+            ]
+            self.restore(*held)
 
 
 def _gather(x: Tensor, index: Int[Tensor, "row key"]) -> Tensor:

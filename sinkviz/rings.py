@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -51,8 +52,11 @@ class Ring:
         copies: layers of this or a like ring rotate their keys, and one mask serves both.
         step: the pass under way, or None between passes.
         slot: where its token goes, per row, if it feeds one to a full ring.
-        turn: cosine and sine of the rotation of the sinks' keys then.
-        spin: the same as complex numbers.
+        spin: rotation of the sinks' keys then, as complex numbers.
+        turn: the same as cosine and sine, for a compiled graph.
+        pairs: the pairs of all layers' sinks as complex numbers, a stack per device; None where
+            they have to be gathered anew.
+        turned: per layer, the sinks' pairs as they stand in this pass.
     """
 
     clock: Clock
@@ -64,8 +68,14 @@ class Ring:
     copies: bool = False
     step: Pass | None = None
     slot: Int[Tensor, " row"] | None = None
-    turn: tuple[Tensor, Tensor] | None = None
     spin: Tensor | None = None
+    turn: tuple[Tensor, Tensor] | None = None
+    pairs: list[Tensor] | None = None
+    turned: list[Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.frequencies is not None:
+            self._exact = self.frequencies.double().cpu().numpy()
 
     @property
     def size(self) -> int:
@@ -82,6 +92,11 @@ class Ring:
             return "head"
         return "slots" if n_new == 1 else "band"
 
+    @property
+    def spins(self) -> bool:
+        """Whether this pass rotates the sinks' keys in their slots."""
+        return bool(self.step.layout == "slots" and self.n_sink and self.frequencies is not None)
+
     def begin(self, n_new: int, device: torch.device) -> None:
         """Prepare a pass over ``n_new`` tokens."""
         self.step = step = Pass(self, n_new)
@@ -93,10 +108,24 @@ class Ring:
             delta = (clock.seen + 1 - self.size if self.moves else 0) - clock.base
             self.slot = torch.tensor([slot], device=device)
         else:
-            self.slot, delta = step.slot.to(device), step.delta[..., None]
-        if self.n_sink and self.frequencies is not None:
-            self.turn = rotation_by(delta, self.frequencies)
-            self.spin = torch.complex(*self.turn)
+            self.slot, delta = step.slot.to(device), step.delta[..., None, None].numpy()
+        if self.spins:
+            # On the host: a few numbers, and a dozen operations that cost a device more to begin
+            # than to do. The angle is exact at any distance, see ``positions.rotation_by``.
+            angle = np.remainder(delta * self._exact, 2 * np.pi)
+            narrow = self.frequencies.dtype == torch.float32
+            spin = np.exp(1j * angle).astype(np.complex64 if narrow else np.complex128)
+            self.spin = torch.from_numpy(spin).to(device)
+            if clock.compiled:  # compilers fuse operations, but not those on complex numbers
+                self.turn = self.spin.real.clone(), self.spin.imag.clone()
+
+    def turn_sinks(self) -> None:
+        """Rotate the sinks of all layers at once: in a step, every operation costs the same."""
+        self.turned = [
+            layer
+            for stack in self.pairs
+            for layer in torch.view_as_real(stack * self.spin.to(stack.device)).unbind(0)
+        ]
 
 
 class Pass:
@@ -122,7 +151,8 @@ class Pass:
     @cached_property
     def brings_sinks(self) -> bool:
         """Whether one of the new tokens is a sink."""
-        return bool(self.ring.n_sink and (self.query_position[:, 0] < self.ring.n_sink).any())
+        last = 0 if self.padding is None else int(self.padding.max())
+        return self.seen - last < self.ring.n_sink
 
     @cached_property
     def old_position(self) -> Int[Tensor, "row key"]:

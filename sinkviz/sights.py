@@ -36,6 +36,11 @@ class Sight:
     window: int | None = None
     device: torch.device | str = "cpu"
 
+    @property
+    def adds(self) -> bool:
+        """Whether the mask is a bias, and not only hides."""
+        return self.mask is not None and self.mask.dtype != torch.bool
+
     @cached_property
     def _visible(self) -> Bool[Tensor, "query key"] | None:
         """The mask as one truth per pair, for all heads; None where it is causal alone."""
@@ -45,7 +50,7 @@ class Sight:
             query = torch.arange(self.first, self.n_keys, device=self.device)[:, None]
             key = torch.arange(self.n_keys, device=self.device)
             return (key <= query) & (key > query - self.window)
-        if self.mask.dtype == torch.bool:
+        if not self.adds:
             return self.mask[0]
         # A bias is no mask: only numbers that no sum of scores makes up for hide a key.
         return self.mask.amax(0) > torch.finfo(self.mask.dtype).min / 2
@@ -79,7 +84,7 @@ class Sight:
             start: text position of the block's first key.
         """
         n_rows, n_keys = scores.shape[1:]
-        if self.mask is not None and self.mask.dtype != torch.bool:
+        if self.adds:
             bias = self.mask if len(self.mask) == 1 else self.mask[heads]
             scores += bias[:, row : row + n_rows, start : start + n_keys]
             scores.clamp_(min=HIDDEN)

@@ -111,7 +111,8 @@ class LayerStatistics:
         size = heads * (rows * keys + rows)
         held = self._scratch.get(name)
         if held is None or held.numel() < size:
-            held = self._scratch[name] = torch.empty(size, dtype=self.dtype, device=like.device)
+            room = 2 ** (size - 1).bit_length()
+            held = self._scratch[name] = torch.empty(room, dtype=self.dtype, device=like.device)
         flat = held[:size].view(heads, rows * keys + rows)
         if name == "weights":
             flat[:, :rows] = 0
@@ -133,6 +134,7 @@ class LayerStatistics:
         first: int,
         start: int,
         weights: Float[Tensor, "head row key"],
+        share: Float[Tensor, "head row"],
         null: Float[Tensor, "head row"] | None = None,
         entropy: Float[Tensor, "head row"] | None = None,
     ) -> None:
@@ -142,55 +144,66 @@ class LayerStatistics:
             heads: which heads.
             first: text position of the block's first query.
             start: text position of its first key; the last key is the last query's own.
-            weights: attention, in memory from ``scratch``; zero where a query does not see a key.
+            weights: in memory from ``scratch``; zero where a query does not see a key. They may be
+                overwritten.
+            share: what to multiply each row of weights by to get attention.
             null: share of each query that goes to no key.
             entropy: of each query's attention, nats.
         """
         plan, sums, n_rows, n_keys = self.plan, self.sums, *weights.shape[1:]
         rows, keys = slice(first, first + n_rows), slice(start, start + n_keys)
-        column = None
         if "pooled_mean" in sums:
+            weights.mul_(share[..., None])
+            share = torch.ones_like(share)
             column = self._pool(heads, first, start, weights)
+        elif "received" in sums:
+            column = torch.bmm(share[:, None], weights)[:, 0]
         if "received" in sums:
-            sums["received"][heads, keys] += weights.sum(1) if column is None else column
+            sums["received"][heads, keys] += column
         if "self" in sums:
-            self._divide(heads, first, start, weights, null)
+            self._divide(heads, first, start, weights, share, null)
         if "entropy" in sums:
             sums["entropy"][heads, rows] = entropy
         if "backwards" in sums:
-            ones = weights.new_ones(n_rows)
             for index, head in enumerate(range(heads.start, heads.stop)):
-                diagonals = _diagonals(weights[index]).t() @ ones
+                diagonals = _diagonals(weights[index]).t() @ share[index]
                 sums["backwards"][head, plan.n_tokens - n_keys :] += diagonals
         wanted = [i for i, query in enumerate(plan.queries) if rows.start <= query < rows.stop]
         if wanted:
-            chosen = weights[:, [plan.queries[i] - first for i in wanted]]
-            top, where = chosen.topk(min(plan.top_k, n_keys), -1)
+            chosen = [plan.queries[i] - first for i in wanted]
+            top, where = (weights * share[..., None])[:, chosen].topk(min(plan.top_k, n_keys), -1)
             sums["top_attention"][heads, wanted, : top.shape[-1]] = top
             where = (where + start).masked_fill(top == 0, -1)
             sums["top_keys"][heads, wanted, : top.shape[-1]] = where
         for index, head in enumerate(self.kept):
             if heads.start <= head < heads.stop:
-                self.maps[index, rows, keys] = weights[head - heads.start].cpu()
+                at = head - heads.start
+                self.maps[index, rows, keys] = (weights[at] * share[at, :, None]).cpu()
 
     def _divide(
-        self, heads: slice, first: int, start: int, weights: Tensor, null: Tensor | None
+        self,
+        heads: slice,
+        first: int,
+        start: int,
+        weights: Tensor,
+        share: Tensor,
+        null: Tensor | None,
     ) -> None:
         """Add up the attention by role of the key, all but the middle."""
         plan, sums, rows = self.plan, self.sums, slice(first, first + weights.shape[1])
-        sums["self"][heads, rows] = weights.diagonal(first - start, 1, 2)
+        sums["self"][heads, rows] = weights.diagonal(first - start, 1, 2) * share
         sink = weights[..., : max(0, plan.n_sink - start)]
         if first < plan.n_sink:
             sink = sink.clone()
             sink.diagonal(first - start, 1, 2).zero_()
-        sums["sink"][heads, rows] = sink.sum(-1)
+        sums["sink"][heads, rows] = sink.sum(-1) * share
         left = max(start, first - plan.n_recent + 1, plan.n_sink)
         band = weights[..., left - start :]
         if left == first - plan.n_recent + 1:
             band = band * self._recent(*band.shape[1:], band)
         else:
             band = band.tril(first - left - 1).triu_(first - left - plan.n_recent + 1)
-        sums["recent"][heads, rows] = band.sum(-1)
+        sums["recent"][heads, rows] = band.sum(-1) * share
         if null is not None:
             sums["null"][heads, rows] = null
 

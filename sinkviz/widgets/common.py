@@ -21,7 +21,8 @@ from sinkviz.style import COLOURS
 
 HERE = Path(__file__).parent
 PNG_DPI = 90
-PNG_COLOURS = 64  
+PNG_COLOURS = 64
+
 
 def module(*names: str) -> str:
     """Return the ES module of a widget: the shared functions, then its own files in order."""
