@@ -308,12 +308,18 @@ class SinkCache(BoundCache):
     def commit(self) -> None:
         """Count the tokens of the pass."""
         n_new = self.rings[0].step.n_new
-        with uninterrupted():
-            for layer in self.layers:
-                layer.commit()
-            for ring in self.rings:
-                ring.step = None
-            self.clock.seen += n_new
+        if any(ring.step.layout == "band" for ring in self.rings):
+            with uninterrupted():
+                for layer in self.layers:
+                    layer.commit()
+                self._count(n_new)
+        else:  # what was written lies where nothing was; only the count makes it valid
+            self._count(n_new)
+
+    def _count(self, n_new: int) -> None:
+        self.clock.seen += n_new
+        for ring in self.rings:
+            ring.step = None
 
     def _rollback(self) -> None:
         for layer in self.layers:
