@@ -22,9 +22,10 @@ from sinkviz.ring_layers import RingLayer
 from sinkviz.rings import Clock, Ring
 from sinkviz.trial import family_of
 
-# Window keys are rotated back to small positions once they reach this one. A float32 angle is off
-# by 2e-4 radians at 4,096 and by 0.25 at 4 million; rotating the ring this rarely costs nothing.
-REBASE_AT = 4096
+# Window keys are rotated back to small positions once they have come so far, or once around the
+# ring if that is further. A float32 angle is off by 1e-5 radians at 256, by 2e-4 at 4,096 and by
+# 0.25 at 4 million; rotating the ring once per turn costs one more key per token.
+REBASE_AT = 256
 # Without an attention function of ours, each query of a block needs a rotated copy of the sinks.
 COPIED_BLOCK = 64
 
@@ -279,7 +280,7 @@ class SinkCache(BoundCache):
     def _rebase(self, n_new: int) -> None:
         """Move the positions that the model counts back to small ones, if they are due.
 
-        Positions stay below ``REBASE_AT + longest + n_new``, and below the model's own limit.
+        They stay below ``max(REBASE_AT, longest) + longest + n_new``, and below the model's limit.
         """
         clock = self.clock
         if all(ring.frequencies is None for ring in self.rings):
@@ -287,7 +288,7 @@ class SinkCache(BoundCache):
             return
         start = clock.seen - clock.base
         over = self._limit is not None and start + n_new > self._limit
-        if not over and start <= REBASE_AT + self.longest:
+        if not over and start <= max(REBASE_AT, self.longest) + self.longest:
             return
         first = clock.seen - (0 if clock.padding is None else int(clock.padding.max()))
         base = clock.seen - self.longest

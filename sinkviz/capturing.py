@@ -104,9 +104,14 @@ def capture(
         scores,
     )
     _check_memory(plan, n_layers, n_heads, n_maps * map_bytes)
+    precision = torch.promote_types(lm.model.dtype, torch.float32)
+    maps = torch.zeros(len(heads or ()), n_tokens, n_tokens, dtype=precision)
+    kept = [(*pair, one) for pair, one in zip(heads or (), maps, strict=True)]
     with tqdm(total=n_tokens * n_layers, unit="token", disable=not progress) as bar:
-        found = observe(lm, ids, plan, kept=heads or (), block=block, done=bar.update)
-    return _trace(lm, ids, plan, found, heads, every_map=keep == "maps")
+        found = observe(lm, ids, plan, kept=kept, block=block, done=bar.update)
+    whole = keep == "maps"
+    maps = maps.view(n_layers if whole else 1, -1, n_tokens, n_tokens) if heads else None
+    return _trace(lm, ids, plan, found, maps, None if whole else heads)
 
 
 def capture_scores(
@@ -218,8 +223,8 @@ def _trace(
     ids: Tensor,
     plan: Plan,
     found: list[dict[str, Tensor]],
+    maps: Tensor | None,
     heads: Heads | None,
-    every_map: bool,
 ) -> Trace:
     """Put the layers together; each is freed as soon as it is copied."""
     n_heads, n_tokens = _shape(lm)[1], plan.n_tokens
@@ -233,12 +238,6 @@ def _trace(
     def unknown(*shape: int) -> np.ndarray:
         return np.full((len(found), n_heads, n_tokens, *shape), np.nan, dtype=np.float32)
 
-    maps = None
-    if every_map:
-        maps = stacked("maps")
-    elif heads:
-        held = {layer: iter(x.pop("maps")) for layer, x in enumerate(found) if "maps" in x}
-        maps = np.stack([next(held[layer]).numpy() for layer, head in heads])[None]
     given, host_ids = {name: stacked(name) for name in list(found[0])}, ids.cpu().numpy()
     return Trace(
         tokens=lm.tokens(ids),
@@ -246,8 +245,8 @@ def _trace(
         received=unknown() if (x := given.pop("received", None)) is None else x,
         mass=unknown(len(ROLES)) if (x := given.pop("mass", None)) is None else x,
         entropy=unknown() if (x := given.pop("entropy", None)) is None else x,
-        attention=maps,
-        heads=None if every_map else heads,
+        attention=None if maps is None else maps.numpy(),
+        heads=heads,
         n_sink=plan.n_sink,
         n_recent=plan.n_recent,
         provenance=provenance(

@@ -97,7 +97,10 @@ class LM:
     @property
     def device(self) -> torch.device:
         """Where token ids must lie."""
-        return self.model.device
+        if self.model.device.type != "meta":
+            return self.model.device
+        # accelerate keeps the weights elsewhere, and brings them where its hook computes.
+        return torch.device(getattr(self.model._hf_hook, "execution_device", None) or "cpu")
 
     @property
     def train_length(self) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -17,22 +17,21 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sinkviz.families import Family, attention_modules
+from sinkviz.families import attention_modules
 from sinkviz.models import LM, untouched
 from sinkviz.reducing import reduce_products, reduce_weights
 from sinkviz.sights import Sight
 from sinkviz.statistics import LayerStatistics, Plan
 
 OBSERVED = "sinkviz_observed"
+Kept = Sequence[tuple[int, int, Tensor]]
 # Weights that a model in eager mode may hold at a time; longer texts are fed in parts.
 EAGER_BYTES = 64 * 2**20
-
-# Layer, query, key, value, attention mask and further arguments of a call of the interface.
-See = Callable[[int, Tensor, Tensor, Tensor, Any, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class _Watcher:
 
     own: str
     layers: dict[nn.Module, int]
-    see: See
+    gathered: _Gathered
 
 
 _WATCHER: ContextVar[_Watcher | None] = ContextVar("watcher", default=None)
@@ -61,7 +60,8 @@ def _observed(
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(watcher.own, eager)
     output = attend(module, query, key, value, attention_mask, **kwargs)
     if module in watcher.layers:
-        watcher.see(watcher.layers[module], query, key, value, attention_mask, kwargs)
+        layer = watcher.layers[module]
+        watcher.gathered.see(layer, query, key, value, attention_mask, kwargs)
     return output
 
 
@@ -98,7 +98,7 @@ def observe(
     ids: Int[Tensor, " token"],
     plan: Plan,
     *,
-    kept: tuple[tuple[int, int], ...] = (),
+    kept: Kept = (),
     block: int | None = None,
     done: Callable[[int], Any] = lambda n_tokens: None,
 ) -> list[dict[str, Tensor]]:
@@ -108,21 +108,20 @@ def observe(
         lm: the language model; it is left exactly as it was.
         ids: the text.
         plan: what to find out.
-        kept: the (layer, head) pairs whose whole maps to keep.
+        kept: heads whose whole maps to keep, as (layer, head, map): on the CPU, zero so far.
         block: tokens per pass; by default ``pass_size``.
         done: called with the number of tokens after each layer of each pass.
 
     Raises:
         ValueError: a module returns no weights in eager mode.
     """
-    engine, n_tokens = engine_of(lm), len(ids)
+    through, n_tokens = engine_of(lm) == "interface", len(ids)
     block = min(n_tokens, block or pass_size(lm, n_tokens))
     modules = attention_modules(lm.model, lm.family)
     gathered = _Gathered(plan, kept, done)
-    through = engine == "interface"
-    watching = _watching(lm, modules, gathered.see) if through else _in_eager(lm, modules, gathered)
+    watching = untouched(lm.model, OBSERVED) if through else _in_eager(lm, modules, gathered)
     cache = None if through and block == n_tokens else DynamicCache()
-    with watching, _residuals(lm, modules, gathered):
+    with _watched_by(lm, modules, gathered), watching, _residuals(lm, modules, gathered):
         for part in ids.split(block):
             lm.model(
                 part[None], past_key_values=cache, use_cache=cache is not None, logits_to_keep=1
@@ -137,9 +136,7 @@ def observe(
 class _Gathered:
     """What has been seen of every layer so far."""
 
-    def __init__(
-        self, plan: Plan, kept: tuple[tuple[int, int], ...], done: Callable[[int], Any]
-    ) -> None:
+    def __init__(self, plan: Plan, kept: Kept, done: Callable[[int], Any]) -> None:
         self.plan, self.kept, self.done = plan, kept, done
         self.wants_norms = "norms" in plan.statistics
         self._found: dict[int, LayerStatistics] = {}
@@ -162,11 +159,11 @@ class _Gathered:
         self.note(layer, "value_norm", value[:, :, -n_new:])
         self.done(n_new)
 
-    def see_weights(self, layer: int, attention: Tensor) -> None:
-        """Take in weights that a module has returned."""
+    def see_weights(self, layer: int, attention: Tensor, scores: Tensor | None) -> None:
+        """Take in weights that a module has returned, and what its softmax was given."""
         n_new, n_keys = attention.shape[2:]
         sight = Sight(n_keys - n_new, n_keys, device=attention.device)
-        reduce_weights(self._statistics(layer, attention), attention[0], sight)
+        reduce_weights(self._statistics(layer, attention), attention[0], sight, scores)
         self.done(n_new)
 
     def note(self, layer: int, name: str, vectors: Tensor) -> None:
@@ -179,7 +176,7 @@ class _Gathered:
     def _statistics(self, layer: int, like: Tensor) -> LayerStatistics:
         if layer not in self._found:
             dtype = torch.promote_types(like.dtype, torch.float32)
-            heads = tuple(head for at, head in self.kept if at == layer)
+            heads = [(head, whole) for at, head, whole in self.kept if at == layer]
             self._found[layer] = LayerStatistics(
                 self.plan, like.shape[1], like.device, dtype, heads
             )
@@ -192,13 +189,15 @@ class _Gathered:
 
 
 @contextlib.contextmanager
-def _watching(lm: LM, modules: list[nn.Module], see: See) -> Iterator[None]:
-    """Let the model's attention go through ``_observed`` meanwhile."""
+def _watched_by(lm: LM, modules: list[nn.Module], gathered: _Gathered) -> Iterator[None]:
+    """Name who looks on meanwhile; a capture within a capture has the looks to itself."""
+    before, own = _WATCHER.get(), lm.model.config._attn_implementation
+    if own == OBSERVED:
+        own = before.own
     layers = {module: layer for layer, module in enumerate(modules)}
-    token = _WATCHER.set(_Watcher(lm.model.config._attn_implementation, layers, see))
+    token = _WATCHER.set(_Watcher(own, layers, gathered))
     try:
-        with untouched(lm.model, OBSERVED):
-            yield
+        yield
     finally:
         _WATCHER.reset(token)
 
@@ -208,22 +207,47 @@ def _in_eager(lm: LM, modules: list[nn.Module], gathered: _Gathered) -> Iterator
     """Let the model compute its weights meanwhile, and take them in."""
 
     def take(module: nn.Module, args: Any, output: Any) -> None:
+        if _WATCHER.get().gathered is not gathered:
+            return
         attention = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         if not isinstance(attention, Tensor) or attention.ndim != 4:
             raise ValueError(
                 f"{type(module).__name__} returns no weights in eager mode, so there is nothing to "
                 "capture"
             )
-        gathered.see_weights(modules.index(module), attention)
+        gathered.see_weights(modules.index(module), attention, softmax.take(attention.shape))
 
+    softmax = _SoftmaxInputs()
+    looking = softmax if gathered.plan.scores else contextlib.nullcontext()
     handles = [module.register_forward_hook(take) for module in modules]
     if lm.family.doubled_alibi:
         handles += [
             module.register_forward_pre_hook(_bias_in_the_mask_alone, with_kwargs=True)
             for module in modules
         ]
-    with untouched(lm.model, "eager"), _removing(handles):
+    with _removing(handles), untouched(lm.model, "eager"), looking:
         yield
+
+
+class _SoftmaxInputs(TorchFunctionMode):
+    """Remember what the last softmax was given: modules return weights, but no scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look on; change nothing."""
+        if func in (torch.softmax, Tensor.softmax, nn.functional.softmax) and args:
+            self._last = args[0]
+        return func(*args, **(kwargs or {}))
+
+    def take(self, shape: torch.Size) -> Tensor | None:
+        """Return the scores of one text's weights of a shape, (head, query, key)."""
+        last, self._last = self._last, None
+        if last is None or last.shape != shape:
+            return None
+        return last[0]
 
 
 def _bias_in_the_mask_alone(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple:
@@ -238,8 +262,9 @@ def _residuals(lm: LM, modules: list[nn.Module], gathered: _Gathered) -> Iterato
 
     def hook(layer: int) -> Callable[..., None]:
         def take(module: nn.Module, args: Any, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            gathered.note(layer, "residual_norm", hidden)
+            if _WATCHER.get().gathered is gathered:
+                hidden = output[0] if isinstance(output, tuple) else output
+                gathered.note(layer, "residual_norm", hidden)
 
         return take
 

@@ -73,8 +73,7 @@ def reduce_products(
     """
     shared, n_query = len(query) // len(key), query.shape[1]
     found.see(sight)
-    # A processor works on a head at a time, which fits into its cache; a GPU on all of them.
-    at_once = 1 if query.device.type == "cpu" else len(query)
+    at_once = _heads_at_once(query)
     budget = AT_ONCE.get(query.device.type, AT_ONCE_ELSEWHERE) // at_once
     for head in range(0, len(query), at_once):
         heads = slice(head, head + at_once)
@@ -96,6 +95,11 @@ def reduce_products(
                 kept = scores.masked_fill(scores < HIDDEN / 2, torch.nan)
                 found.scores[heads, stop - n_rows : stop, start:stop] = kept.cpu()
             _add_softmax(found, sight, heads, row, start, scores, null, bounded)
+
+
+def _heads_at_once(query: Tensor) -> int:
+    """A processor works on a head at a time, which fits into its cache; a GPU on all of them."""
+    return 1 if query.device.type == "cpu" else len(query)
 
 
 def _largest_score(query: Tensor, key: Tensor, scaling: float, null: Tensor | None) -> float:
@@ -174,7 +178,10 @@ def _add_softmax(
 
 
 def reduce_weights(
-    found: LayerStatistics, attention: Float[Tensor, "head query key"], sight: Sight
+    found: LayerStatistics,
+    attention: Float[Tensor, "head query key"],
+    sight: Sight,
+    scores: Float[Tensor, "head query key"] | None = None,
 ) -> None:
     """Add attention that a model has computed itself, block by block.
 
@@ -183,8 +190,14 @@ def reduce_weights(
         attention: of a pass; rows that sum to less than one have lost the rest to a null logit,
             but in half precision sums are not that exact, and a little is taken for rounding.
         sight: who sees whom.
+        scores: before the softmax, where they are wanted and known.
     """
     found.see(sight)
+    if found.scores is not None and scores is not None:
+        hidden = torch.ones_like(scores[0], dtype=torch.bool).triu(1 + sight.first)
+        hidden = hidden | (scores < HIDDEN / 2)
+        scores = scores.to(found.dtype).masked_fill(hidden, torch.nan)
+        found.scores[:, sight.first : sight.n_keys, : sight.n_keys] = scores.cpu()
     rounded = torch.finfo(attention.dtype).eps > 1e-4
     n_heads, n_query = attention.shape[:2]
     budget = AT_ONCE.get(attention.device.type, AT_ONCE_ELSEWHERE) // n_heads

@@ -98,6 +98,15 @@ class RingLayer(CacheLayerMixin):
 
     def _update_slot(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         ring, slot = self.ring, self.ring.slot.to(key.device)
+        turns = ring.n_sink and ring.frequencies is not None
+        if turns and ring.clock.compiled:
+            # In one index_copy_: a compiler makes a slice's assignment a copy of all slots.
+            slots = torch.cat((torch.arange(ring.n_sink, device=key.device), slot))
+            self.keys.index_copy_(
+                2, slots, torch.cat((self._rotated(self.sinks, ring.turn), key), 2)
+            )
+            self.values.index_copy_(2, slot, value)
+            return self.keys, self.values
         if len(slot) == 1:
             self.keys.index_copy_(2, slot, key)
             self.values.index_copy_(2, slot, value)
@@ -105,14 +114,11 @@ class RingLayer(CacheLayerMixin):
             row = torch.arange(len(slot), device=slot.device)
             self.keys[row, :, slot] = key[:, :, 0]
             self.values[row, :, slot] = value[:, :, 0]
-        if ring.n_sink and ring.frequencies is not None:
-            if ring.clock.compiled:
-                self.keys[:, :, : ring.n_sink] = self._rotated(self.sinks, ring.turn)
-            else:
-                turned = None if ring.turned is None else ring.turned[self.index]
-                if turned is None:
-                    turned = torch.view_as_real(self.pairs() * ring.spin.to(key.device))
-                self._sink_slots.copy_(turned)
+        if turns:
+            turned = None if ring.turned is None else ring.turned[self.index]
+            if turned is None:
+                turned = torch.view_as_real(self.pairs() * ring.spin.to(key.device))
+            self._sink_slots.copy_(turned)
         return self.keys, self.values
 
     def pairs(self) -> Tensor:

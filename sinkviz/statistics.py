@@ -6,6 +6,7 @@ nor where the weights come from.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +62,7 @@ class LayerStatistics:
         n_heads: attention heads of the layer.
         device: where the sums are kept.
         dtype: of what is computed: float32 or wider.
-        kept: heads whose whole maps to keep, on the CPU.
+        kept: heads whose whole maps to keep, and where: (query, key) of the text, on the CPU.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class LayerStatistics:
         n_heads: int,
         device: torch.device,
         dtype: torch.dtype,
-        kept: tuple[int, ...] = (),
+        kept: Sequence[tuple[int, Tensor]] = (),
     ) -> None:
         self.plan, self.dtype, self.kept, n = plan, dtype, kept, plan.n_tokens
         # Long sums of small numbers; only Apple's GPUs have no doubles.
@@ -95,7 +96,6 @@ class LayerStatistics:
         if plan.queries:
             self.sums["top_attention"] = torch.zeros(n_heads, *n_top, dtype=dtype, device=device)
             self.sums["top_keys"] = torch.full((n_heads, *n_top), -1, device=device)
-        self.maps = torch.zeros(len(kept), n, n, dtype=dtype) if kept else None
         self.scores = torch.full((n_heads, n, n), torch.nan, dtype=dtype) if plan.scores else None
         self._scratch: dict[str, Tensor] = {}
 
@@ -175,10 +175,10 @@ class LayerStatistics:
             sums["top_attention"][heads, wanted, : top.shape[-1]] = top
             where = (where + start).masked_fill(top == 0, -1)
             sums["top_keys"][heads, wanted, : top.shape[-1]] = where
-        for index, head in enumerate(self.kept):
+        for head, whole in self.kept:
             if heads.start <= head < heads.stop:
                 at = head - heads.start
-                self.maps[index, rows, keys] = (weights[at] * share[at, :, None]).cpu()
+                whole[rows, keys] = weights[at] * share[at, :, None]
 
     def _divide(
         self,
@@ -262,9 +262,8 @@ class LayerStatistics:
         found = {
             name: (x if name == "top_keys" else x.to(self.dtype)).cpu() for name, x in sums.items()
         }
-        more = {"maps": self.maps, "scores": self.scores}
         self.sums, self._scratch = {}, {}
-        return found | {name: x for name, x in more.items() if x is not None}
+        return found if self.scores is None else found | {"scores": self.scores}
 
 
 def _diagonals(weights: Float[Tensor, "row key"]) -> Float[Tensor, "row distance"]:

@@ -1,0 +1,154 @@
+"""What capturing costs beside the plain forward pass: time, memory, and bytes that are kept.
+
+Knows nothing about caches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from sinkviz.bench.measure import (
+    Row,
+    Shape,
+    alternate,
+    milliseconds,
+    peak_bytes,
+    random_lm,
+    ratio,
+    steps,
+)
+from sinkviz.capturing import capture
+from sinkviz.models import LM, untouched
+from sinkviz.records import Trace
+
+LENGTHS = (1024, 2048, 4096, 8192)
+SHAPE = Shape("random Llama", 768, 12, 12, 2048)
+LEAN = ("received", "mass")
+# Whole maps of more tokens take gigabytes.
+MAPS_UP_TO = 1024
+CHILD = """
+import json, sys
+from sinkviz.bench.capture import peak_of
+print(json.dumps(peak_of(*json.loads(sys.argv[1]))))
+"""
+
+
+def model_of(family: str, shape: Shape = SHAPE) -> LM:
+    """Return a random model of 12 layers x 12 heads, d = 768: ``llama`` or ``gpt2``."""
+    if family == "llama":
+        return random_lm(shape)
+    config = GPT2Config(
+        vocab_size=shape.vocabulary,
+        n_embd=shape.hidden,
+        n_layer=shape.layers,
+        n_head=shape.heads,
+        n_positions=8192,
+        bos_token_id=0,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(config)
+    return LM(model.eval(), None, "random GPT-2")
+
+
+def calls_of(lm: LM, length: int) -> dict[str, Callable[[], Any]]:
+    """Return what is compared, by name."""
+    ids = torch.arange(length) * 7 % 1000
+    calls = {
+        "forward": lambda: _plain(lm, ids),
+        "mass": lambda: capture(lm, ids, keep="statistics", statistics=LEAN),
+        "all": lambda: capture(lm, ids, keep="statistics"),
+    }
+    if length <= MAPS_UP_TO:
+        calls["maps"] = lambda: capture(lm, ids, keep="maps")
+        calls["output_attentions"] = lambda: _attentions(lm, ids)
+    return calls
+
+
+def bench_capture(
+    *,
+    lengths: Sequence[int] = LENGTHS,
+    families: Sequence[str] = ("llama", "gpt2"),
+    shape: Shape = SHAPE,
+    repeat: int = 3,
+    memory: bool = True,
+) -> Iterator[Row]:
+    """Capture beside the forward pass with ``logits_to_keep=1``, 12 layers x 12 heads, d = 768.
+
+    ``mass`` is received attention and mass by role, ``all`` every statistic; short texts have also
+    whole ``maps``, and the same from transformers. ``ratio`` is of times. ``peak_mb`` is what a
+    process of its own takes at most beyond the loaded model, and ``kept_mb`` what is returned.
+    """
+    for family in families:
+        lm = model_of(family, shape)
+        for length in lengths:
+            calls = calls_of(lm, length)
+            times = alternate(repeat, **{name: steps(call) for name, call in calls.items()})
+            for name, call in calls.items():
+                row = {
+                    "model": lm.name,
+                    "tokens": length,
+                    "what": name,
+                    "seconds": milliseconds(times[name]) / 1e3,
+                    "ratio": ratio(times[name], times["forward"]),
+                    "kept_mb": kept_bytes(call()) / 1e6,
+                }
+                if memory:
+                    row["peak_mb"] = _peak(family, length, name)
+                yield row
+
+
+def kept_bytes(result: Any) -> int:
+    """Return the bytes of the arrays of a trace, or of some tensors."""
+    if isinstance(result, Trace):
+        arrays = [x for x in vars(result).values() if isinstance(x, np.ndarray)]
+        return sum(x.nbytes for x in arrays)
+    return sum(x.nbytes for x in result or ())
+
+
+def peak_of(family: str, length: int, name: str, shape: Shape = SHAPE) -> int | None:
+    """Return how many bytes this process takes at most, beyond the loaded model."""
+    lm = model_of(family, shape)
+    for call in calls_of(lm, 16).values():
+        call()
+    before = peak_bytes()
+    calls_of(lm, length)[name]()
+    after = peak_bytes()
+    return None if after is None else after - before
+
+
+def _peak(family: str, length: int, name: str) -> float | None:
+    # Large tensors are given back at once, so that the peak is of what is needed and not of what
+    # the allocator has kept.
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps([family, length, name])],
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    peak = json.loads(done.stdout.splitlines()[-1])
+    return None if peak is None else peak / 1e6
+
+
+def _plain(lm: LM, ids: Tensor) -> None:
+    with untouched(lm.model):
+        lm.model(ids[None], use_cache=False, logits_to_keep=1)
+
+
+def _attentions(lm: LM, ids: Tensor) -> tuple[Tensor, ...]:
+    with untouched(lm.model, "eager"):
+        return lm.model(
+            ids[None], use_cache=False, logits_to_keep=1, output_attentions=True
+        ).attentions
