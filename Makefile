@@ -14,7 +14,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint notebooks assets-table clean
+.PHONY: help setup lab test lint notebooks assets-table results clean
 
 help:
 	@echo "make lab            open the course in JupyterLab (sets everything up the first time)"
@@ -28,6 +28,7 @@ help:
 	@echo "make lint           check style (ruff) of code and notebooks"
 	@echo "make notebooks      derive the student notebooks from notebooks/solutions and run all"
 	@echo "make assets-table   bring the table in assets/README.md up to date"
+	@echo "make results        write docs/RESULTS.md from the records in assets/runs"
 	@echo "make clean          remove the environment and all caches; runs/ and data/ stay"
 
 setup: $(READY)
@@ -69,6 +70,9 @@ notebooks: $(READY)
 
 assets-table: $(READY)
 	$(VENV)/bin/python assets/make_table.py
+
+results: $(READY)
+	$(VENV)/bin/python -m sinkviz.experiments.results
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info

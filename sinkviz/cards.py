@@ -16,7 +16,7 @@ import torch
 from sinkviz.experiments import first_token_sinks, forgetting_from, measure, tidy, x_plus_y
 from sinkviz.models import LM, load
 from sinkviz.policies import Dense, Recompute
-from sinkviz.records import write_whole
+from sinkviz.records import StreamRun, write_whole
 from sinkviz.text import books_folder, read_text
 
 
@@ -51,19 +51,18 @@ def write_card(
     text = text or ("books:valid" if books_folder() else "stories")
     ids = lm.encode(read_text(text, n_characters=8 * n_tokens))[:n_tokens]
     length = lm.train_length
-    runs = measure(
-        lm, ids, [Dense(), Recompute(length // 2), *x_plus_y(length // 2)], progress=progress
-    )
+    runs, refused = _runs(lm, ids, length // 2, progress)
     parts = [
         f"# {folder.name}",
         f"A decoder of {sum(p.numel() for p in lm.model.parameters()) / 1e6:.1f} M parameters "
-        "that grew attention sinks. It is made to be looked at, not to be believed: its English "
+        f"with {_choices(lm)}. It is made to be looked at, not to be believed: its English "
         "is fluent at a glance and means nothing.",
         "## What it does",
         f"On {len(ids):,} tokens of `{text}`, with caches of {length // 2} tokens, half the "
         f"training length. *nll forgetting* is the mean from token {forgetting_from(runs)} on, "
         "where every limited cache has evicted; *drift* is the last quarter minus the second.",
         _table(tidy(runs), ("policy", "cache", "perplexity", "nll", "nll_forgetting", "drift")),
+        *refused,
         _claims(runs),
         "Repeat it with",
         f"```\nsinkviz score {folder.name} --text {text} --tokens {len(ids)} "
@@ -91,22 +90,52 @@ def write_card(
     return path
 
 
-def _claims(runs: Sequence[Any]) -> str:
-    after = {row["policy"]: row["nll_forgetting"] for row in tidy(runs)}
-    size = runs[1].policy.cache_size
-    sinks, window = after[f"4+{size - 4}"], after[f"0+{size}"]
-    drift = next(row["drift"] for row in tidy(runs) if row["policy"] == f"4+{size - 4}")
-    return "\n".join(
-        (
-            f"- The cliff: window attention is {window - sinks:.3f} nats per token worse than "
-            "with four sinks.",
-            f"- One first token instead of four costs {after[f'1+{size - 1}'] - sinks:+.3f} nats.",
-            f"- Four sinks against re-computation: {sinks - after[f'recompute {size}']:+.3f} nats; "
-            f"drift over the text {drift:+.3f}.",
-            f"- Dense attention past the training length is {after['Dense'] - sinks:.3f} nats "
-            "worse than with four sinks.",
-        )
-    )
+def _runs(
+    lm: LM, ids: torch.Tensor, size: int, progress: bool
+) -> tuple[list[StreamRun], list[str]]:
+    """Return the runs that the model can do, and a line on each that it refuses."""
+    runs, refused = [], []
+    for policy in (Dense(), Recompute(size), *x_plus_y(size)):
+        try:
+            runs += measure(lm, ids, [policy], progress=progress)
+        except ValueError as error:
+            refused.append(f"- {policy} is refused: {error}")
+    return runs, ["\n".join(refused)] if refused else []
+
+
+def _claims(runs: Sequence[StreamRun]) -> str:
+    """Say what the numbers compare, of the policies that ran."""
+    rows = {row["policy"]: row for row in tidy(runs)}
+    size = max(run.policy.cache_size or 0 for run in runs)
+    sinks, recompute = f"4+{size - 4}", f"recompute {size}"
+    base = sinks if sinks in rows else recompute
+    named = "four sinks" if base == sinks else "re-computation"
+    sentences = {
+        f"0+{size}": "The cliff: window attention costs {:+.3f} nats per token against " + named,
+        f"1+{size - 1}": "One first token costs {:+.3f} nats against " + named,
+        "Dense": "Dense attention past the training length costs {:+.3f} nats against " + named,
+        recompute: "Re-computation costs {:+.3f} nats against " + named,
+    }
+    lines = [
+        f"- {sentence.format(rows[policy]['nll_forgetting'] - rows[base]['nll_forgetting'])}."
+        for policy, sentence in sentences.items()
+        if policy in rows and policy != base
+    ]
+    drift = rows[base]["drift"]
+    return "\n".join([*lines, f"- Drift over the text with {named}: {drift:+.3f} nats."])
+
+
+def _choices(lm: LM) -> str:
+    """Return what sets the model apart, in words."""
+    config = lm.model.config
+    parts = [f"`{config.position}` positions", f"`{config.softmax}` softmax"]
+    if config.gated:
+        parts.append("a sigmoid gate on each head")
+    if config.n_sink_tokens:
+        parts.append(f"{config.n_sink_tokens} learnable sink token in front")
+    if config.num_key_value_heads != config.num_attention_heads:
+        parts.append(f"{config.num_key_value_heads} heads of keys and values")
+    return ", ".join(parts[:-1]) + f" and {parts[-1]}"
 
 
 def _sinks(lm: LM, ids: torch.Tensor) -> str:
@@ -124,6 +153,7 @@ def _sinks(lm: LM, ids: torch.Tensor) -> str:
 
 def _recipe(lm: LM, recipe: dict[str, Any], growth: list[dict[str, Any]]) -> str:
     config, last = lm.model.config, growth[-1]
+    first = ", `<|begin|>` first" if recipe["begin_share"] else ", from anywhere in the text"
     phases = "; ".join(
         f"{tokens / 1e6:.4g} M tokens to a learning rate of {rate:g} (weight decay {decay:g})"
         for tokens, rate, decay in recipe["phases"]
@@ -131,9 +161,9 @@ def _recipe(lm: LM, recipe: dict[str, Any], growth: list[dict[str, Any]]) -> str
     facts = {
         "layers x heads": f"{config.num_hidden_layers} x {config.num_attention_heads}",
         "width": f"{config.hidden_size}, feed-forward {config.intermediate_size}",
-        "positions, softmax": f"{config.position}, {config.softmax}",
+        "made with": _choices(lm),
         "vocabulary": f"{config.vocab_size} (byte-level BPE)",
-        "training length": f"{config.max_position_embeddings} tokens, `<|begin|>` first",
+        "training length": f"{config.max_position_embeddings} tokens{first}",
         "steps": f"{last['step']:,} of {recipe['batch']} sequences "
         f"({last['tokens'] / 1e6:.0f} M tokens)",
         "phases": phases,

@@ -44,6 +44,8 @@ class ClassroomConfig(PreTrainedConfig):
     Args:
         position: one of ``rope alibi sinusoidal t5 learned none``.
         softmax: one of ``standard off_by_one sink_logit``.
+        gated: multiply what each head puts out by a sigmoid of its own, a function of the token
+            (Qiu et al. 2025, arXiv 2505.06708, one gate per head).
         n_sink_tokens: learnable sink tokens put first in every text, before ``<|begin|>``; their
             ids are the last ``n_sink_tokens`` of the vocabulary.
         max_position_embeddings: training length, tokens.
@@ -63,6 +65,7 @@ class ClassroomConfig(PreTrainedConfig):
     max_position_embeddings: int = 128
     position: str = "rope"
     softmax: str = "standard"
+    gated: bool = False
     n_sink_tokens: int = 0
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-6
@@ -89,6 +92,11 @@ class ClassroomConfig(PreTrainedConfig):
     def head_dim(self) -> int:
         """Coordinates per head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def sink_ids(self) -> range:
+        """Ids of the learnable sink tokens."""
+        return range(self.vocab_size - self.n_sink_tokens, self.vocab_size)
 
 
 def eager_attention_forward(
@@ -150,6 +158,8 @@ class ClassroomAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         if config.softmax == "sink_logit":
             self.sinks = nn.Parameter(torch.zeros(config.num_attention_heads))
+        if config.gated:
+            self.gate = nn.Linear(config.hidden_size, config.num_attention_heads, bias=False)
 
     def null_logit(self) -> Tensor | None:
         """Return the logit per head that takes mass to nowhere, or None with standard softmax."""
@@ -186,6 +196,8 @@ class ClassroomAttention(nn.Module):
         output, attention = attend(
             self, query, key, value, mask, dropout=0.0, scaling=self.scaling, **kwargs
         )
+        if self.config.gated:
+            output = output * self.gate(hidden).sigmoid()[..., None]
         return self.o_proj(output.flatten(2)), attention
 
 

@@ -126,9 +126,7 @@ class LM:
                 raise ValueError("the text is empty; give at least one word")
             # Long texts are the point here, so no warning about the training length.
             text = self.tokenizer(text, verbose=False)["input_ids"]
-            extra = getattr(self.model.config, "n_sink_tokens", 0)
-            size = self.model.config.vocab_size
-            text = [*range(size - extra, size), *text]
+            text = [*getattr(self.model.config, "sink_ids", ()), *text]
         ids = torch.as_tensor(text, dtype=torch.long).flatten()
         if not len(ids):
             raise ValueError("the text is empty; give at least one token")
@@ -144,7 +142,8 @@ class LM:
         ids = [int(i) for i in ids]
         if self.tokenizer is None:
             return tuple(str(i) for i in ids)
-        return tuple(self.tokenizer.decode([i]) for i in ids)
+        sinks = getattr(self.model.config, "sink_ids", ())
+        return tuple("<|sink|>" if i in sinks else self.tokenizer.decode([i]) for i in ids)
 
     def decode(self, ids: Int[Tensor, " token"] | Sequence[int]) -> str:
         """Return the text of ids, special tokens left out."""

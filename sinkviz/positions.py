@@ -119,6 +119,11 @@ def rotate(
         tensor([-0.,  1.,  7.])
     """
     pairs = cos.shape[-1]
+    if torch.compiler.is_compiling() and not interleaved:
+        # A compiler writes each coordinate once; in-place writes it would undo and redo.
+        first, second, rest = x.split((pairs, pairs, x.shape[-1] - 2 * pairs), -1)
+        turned = first * cos - second * sin, second * cos + first * sin
+        return torch.cat((*(part.to(x.dtype) for part in turned), rest), dim=-1)
     both = cos.repeat_interleave(2, -1) if interleaved else torch.cat((cos, cos), -1)
     turned, rest = x[..., : 2 * pairs] * both, x[..., 2 * pairs :]
     for out, other, sign in zip(

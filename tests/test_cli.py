@@ -23,9 +23,10 @@ from typer.testing import CliRunner
 from sinkviz import cli, course
 from sinkviz.classroom import ClassroomConfig, ClassroomForCausalLM
 from sinkviz.cli.talking import readable
+from sinkviz.corpus import train_tokenizer
+from sinkviz.recipes import RECIPES, ZOO
 from sinkviz.terminal import INTERRUPTED
 from sinkviz.text import stories
-from sinkviz.training import RECIPES, train_tokenizer
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("lab", "score", "stream", "chat", "report", "train", "bench")
@@ -315,6 +316,20 @@ def test_train_calls_the_recipe(tmp_path, monkeypatch):
     run("train", "smoke")
     run("train", "smoke", "--folder", "here")
     assert called == [("smoke", Path("runs/smoke")), ("smoke", Path("here"))]
+
+
+def test_train_all_trains_what_is_left(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr("sinkviz.training._seconds_per_step", lambda recipe: 0.1)
+    monkeypatch.setattr("sinkviz.training.train", lambda *args: called.append(args))
+    for done in ZOO[2:]:
+        (tmp_path / done / "model").mkdir(parents=True)
+    said = run("train", "--all", "--folder", str(tmp_path)).stderr
+    assert (
+        "2 to train" in said
+        and f"{(RECIPES[ZOO[0]].n_steps + RECIPES[ZOO[1]].n_steps) / 600:.0f} minutes" in said
+    )
+    assert called == [(name, tmp_path / name) for name in ZOO[:2]]
 
 
 def test_bench_prints_rows_and_knows_its_names(monkeypatch):

@@ -17,13 +17,15 @@ from transformers import T5ForConditionalGeneration as T5
 from sinkviz.capturing import capture
 from sinkviz.cards import write_card
 from sinkviz.classroom import POSITIONS, SOFTMAXES, ClassroomConfig, ClassroomForCausalLM
+from sinkviz.corpus import draw_batch, train_tokenizer
 from sinkviz.experiments import first_token_sinks, measure, tidy, x_plus_y
 from sinkviz.models import LM, load
 from sinkviz.policies import Dense, SinkWindow, Window
+from sinkviz.recipes import RECIPES, Recipe
 from sinkviz.report import write_report
 from sinkviz.scoring import score
 from sinkviz.text import stories, story_text
-from sinkviz.training import RECIPES, Recipe, draw_batch, train, train_tokenizer
+from sinkviz.training import train
 
 IDS = torch.arange(40) % 61
 

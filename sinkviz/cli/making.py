@@ -103,17 +103,24 @@ def train(
     ] = None,
     folder: Annotated[
         Path | None,
-        typer.Option(help="Where the run lives, and goes on from. [default: runs/NAME]"),
+        typer.Option(
+            help="Where the run lives, and goes on from. [default: runs/NAME]; with --all the "
+            "folder above the runs."
+        ),
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Train the whole zoo, what is not done yet.")
+    ] = False,
     listing: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a classroom model, or go on where a run stopped.
 
-    Ctrl-C is fine: a checkpoint is written first, and the same command goes on from there.
+    It says first how long it will take. Ctrl-C is fine: a checkpoint is written, and the same
+    command goes on from there.
     """
-    from sinkviz.training import RECIPES
-    from sinkviz.training import train as train_model
+    from sinkviz import training
+    from sinkviz.recipes import RECIPES, ZOO
 
     if listing:
         rows = [
@@ -129,13 +136,22 @@ def train(
             for recipe, one in RECIPES.items()
         ]
         return show({"rows": rows}, "Recipes", as_json)
-    if name is None:
+    if name is None and not everything:
         raise typer.BadParameter(f"name a recipe: {', '.join(RECIPES)}")
-    folder = folder or Path("runs") / name
-    train_model(name, folder)
-    say(f"trained; the model is in {folder / 'model'}")
+    if everything:
+        folders = {one: (folder or Path("runs")) / one for one in ZOO}
+    else:
+        folders = {name: folder or Path("runs") / name}
+    left = [row for row in training.plan(folders) if row["done"] < 1]
+    say(f"{len(left)} to train, about {sum(row['minutes'] for row in left):.0f} minutes here")
+    made = []
+    for row in left:
+        home = folders[row["recipe"]]
+        training.train(row["recipe"], home)
+        say(f"trained; the model is in {home / 'model'}")
+        made.append({"recipe": row["recipe"], "model": str(home / "model")})
     if as_json:
-        show({"recipe": name, "model": str(folder / "model")}, "", as_json)
+        show({"rows": made}, "", as_json)
 
 
 def card(

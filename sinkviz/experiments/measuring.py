@@ -1,4 +1,4 @@
-"""The questions behind the figures, each as one function that gives records or a tidy table.
+"""What the experiments share: lists of policies, runs of one text, and its sinks.
 
 Knows models through ``score`` and ``capture`` alone; draws nothing.
 """
