@@ -16,6 +16,7 @@ import nbformat
 import pytest
 
 import sinkviz as sv
+import sinkviz.widgets
 from sinkviz.checks import EXERCISES
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,8 @@ COMMAND = [sys.executable, "notebooks/build.py"]
 # Words of Markdown and code cells: a lesson, and the short way in.
 LESSON = (range(1000, 1601), range(12, 19))
 SHORT = {"00_start_here": (range(600, 1101), range(6, 13))}
+
+WIDGET = rf"sv\.({'|'.join(sinkviz.widgets.__all__)})\("
 
 every_notebook = pytest.mark.parametrize("path", ALL, ids=IDS)
 
@@ -107,7 +110,7 @@ def test_figures_are_told_in_words(path):
 @every_notebook
 def test_widgets_come_with_things_to_try(path):
     shown = read(path).cells
-    widgets = [n for n, cell in enumerate(shown) if re.search(r"sv\.(SinkS|SideB)", cell.source)
+    widgets = [n for n, cell in enumerate(shown) if re.search(WIDGET, cell.source)
                and cell.cell_type == "code"]  # fmt: skip
     assert widgets
     for n in widgets:

@@ -1,4 +1,4 @@
-"""The ``sinkviz`` command: lab, score, stream, chat, run, report, train, card, bench.
+"""The ``sinkviz`` command: lab, score, stream, chat, run, report, train, card, grade ...
 
 Each command reads arguments, calls one function of the package and prints what it returns. Results
 go to standard output, everything else to standard error. Heavy imports happen inside the commands,
@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from sinkviz.cli.asking import run
-from sinkviz.cli.making import bench, card, report, score, train
+from sinkviz.cli.making import bench, card, grade, report, score, train
 from sinkviz.cli.talking import chat, stream
 from sinkviz.terminal import PlainErrors, say
 
@@ -98,5 +98,5 @@ def lab(
 
 
 # In the order of the help.
-for command in (lab, score, stream, chat, run, report, train, card, bench):
+for command in (lab, score, stream, chat, run, report, train, card, grade, bench):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""Commands that make a table, a figure or a file: score, report, train, card, bench.
+"""Commands that make a table, a figure or a file: score, report, train, card, grade, bench.
 
 They know nothing about how it is made.
 """
@@ -167,6 +167,27 @@ def card(
 
     path = write_card(folder, n_tokens=tokens, text=text, progress=sys.stderr.isatty())
     say(f"wrote {path}")
+
+
+def grade(
+    folder: Annotated[Path, typer.Argument(help="Of submitted notebooks, subfolders included.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The CSV file to write.")
+    ] = Path("grades.csv"),
+    seconds: Annotated[float, typer.Option(min=1, help="Time limit per notebook.")] = 120.0,
+    as_json: Json = False,
+) -> None:
+    """Run the self-checks of submitted notebooks, and write a CSV of who solved what.
+
+    Only imports and exercise cells are run, each notebook in a process of its own. It is still the
+    students' code: grade where nothing can be broken.
+    """
+    from sinkviz.grading import grade as grade_folder
+    from sinkviz.grading import write_csv
+
+    rows = list(grade_folder(folder, seconds=seconds))
+    say(f"wrote {write_csv(rows, output)}")
+    show({"rows": rows}, f"{len(rows)} exercises", as_json)
 
 
 def bench(
