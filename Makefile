@@ -14,7 +14,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint notebooks assets-table results clean
+.PHONY: help setup lab test lint notebooks assets-table results slides docs clean
 
 help:
 	@echo "make lab            open the course in JupyterLab (sets everything up the first time)"
@@ -29,6 +29,8 @@ help:
 	@echo "make notebooks      derive the student notebooks from notebooks/solutions and run all"
 	@echo "make assets-table   bring the table in assets/README.md up to date"
 	@echo "make results        write docs/RESULTS.md from the records in assets/runs"
+	@echo "make slides         make a deck of each notebook in build/slides (fetches reveal.js by npm)"
+	@echo "make docs           make the API reference in build/api"
 	@echo "make clean          remove the environment and all caches; runs/ and data/ stay"
 
 setup: $(READY)
@@ -73,6 +75,19 @@ assets-table: $(READY)
 
 results: $(READY)
 	$(VENV)/bin/python -m sinkviz.experiments.results
+
+# Fetched once; the decks need no network.
+build/reveal/package:
+	mkdir -p build/reveal && cd build/reveal && npm pack --silent reveal.js@6.0.2 && tar xzf reveal.js-*.tgz
+
+slides: $(READY) build/reveal/package
+	$(VENV)/bin/python notebooks/slides.py build/reveal/package/dist build/slides
+
+docs: $(READY)
+	$(VENV)/bin/python -m pip install --quiet pdoc
+	$(VENV)/bin/python -m pdoc --docformat google --output-directory build/api sinkviz \
+	  $$($(VENV)/bin/python -c "import pkgutil, sinkviz; print(*(m.name for m in \
+	  pkgutil.walk_packages(sinkviz.__path__, 'sinkviz.') if '__' not in m.name))")
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache *.egg-info
