@@ -64,10 +64,14 @@ def main():
     """Answer the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only look for drift")
-    check = parser.parse_args().check
+    parser.add_argument("numbers", nargs="*", default=[""], help="of the notebooks; all if none")
+    given = parser.parse_args()
+    check = given.check
     sources = sorted(HERE.glob("solutions/*.ipynb"))
     drifted = {path.name for path in HERE.glob("*.ipynb")} - {path.name for path in sources}
     for path in sources:
+        if not path.name.startswith(tuple(given.numbers)):
+            continue
         solution, target = nbformat.read(path, as_version=4), HERE / path.name
         derived, began = student(solution), time.perf_counter()
         if not check:
