@@ -40,7 +40,9 @@ ROOMS = {
     "terminal": "",
     "course": "",
     "style": "policies metrics",
-    "records": "policies metrics",
+    "labelled": "metrics",
+    "differences": "labelled",
+    "records": "policies metrics labelled differences",
     "rows": "metrics",
     "attention": "positions",
     "families": "positions",
@@ -68,7 +70,8 @@ ROOMS = {
     "chatting": "policies questions memory records models lanes sampling",
     "plots": "positions policies memory metrics style records",
     "checks": "positions policies metrics records",
-    "widgets": "positions policies metrics style records models capturing streaming scoring plots",
+    "widgets": "positions registry policies metrics style records attention models capturing "
+    "streaming scoring plots",
     "experiments": "*",
     "cards": "*",
     "grading": "checks",
@@ -291,3 +294,19 @@ def test_every_family_is_documented():
     text = (ROOT / "docs" / "STREAMING.md").read_text(encoding="utf-8")
     rows = "\n".join(re.findall(r"^\| (`.+?) \|", text, re.M))
     assert set(re.findall(r"`(\w+)`", rows)) >= set(FAMILIES)
+
+
+def test_the_spelling():
+    """Words that codespell takes for misspelt."""
+    prose = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("assets/**/*.md")]
+    code = [
+        path
+        for folder in ("sinkviz", "tests", "notebooks")
+        for path in ROOT.glob(f"{folder}/**/*.py")
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "codespell_lib", *map(str, prose + code)],
+        capture_output=True,
+        text=True,
+    )
+    assert not done.stdout, done.stdout

@@ -156,6 +156,13 @@ def test_links_between_notebooks_hold(path):
         assert (path.parent / target).is_file(), target
 
 
+def test_the_spelling():
+    words = "\n".join(map(prose, SOLUTIONS))
+    command = [sys.executable, "-m", "codespell_lib", "-"]
+    done = subprocess.run(command, input=words, capture_output=True, text=True)
+    assert not done.stdout, done.stdout
+
+
 # What the file holds ----------------------------------------------------------------------------
 
 
