@@ -56,6 +56,17 @@ class BoundCache(Cache):
         """Return distance and visibility of this pass, (row, query, key) each."""
         raise NotImplementedError
 
+    def query_position(self, layer: int) -> Tensor:
+        """Return the text positions of this pass's tokens, (row, query); negative for padding."""
+        raise NotImplementedError
+
+    def key_position(self, layer: int) -> Tensor:
+        """Return those of the keys that a layer has returned in this pass, (row, head, key).
+
+        Negative where there is no key; of one head where they are the same for all.
+        """
+        raise NotImplementedError
+
     def observe(self, layer: int, attention: Tensor) -> None:
         """Take note of a layer's attention, (batch, head, query, key), if ``observes``."""
         raise NotImplementedError

@@ -334,6 +334,14 @@ class SinkCache(BoundCache):
         step = self.layers[layer].ring.step
         return step.distance, step.visible
 
+    def query_position(self, layer: int) -> Int[Tensor, "row query"]:
+        """Return the text positions of this pass's tokens; negative for padding."""
+        return self.layers[layer].ring.step.query_position
+
+    def key_position(self, layer: int) -> Int[Tensor, "row 1 key"]:
+        """Return the text positions of the keys of this pass; negative where there is none."""
+        return self.layers[layer].ring.step.returned_position[:, None]
+
     def distances(self, position_ids: Int[Tensor, "batch query"]) -> Int[Tensor, "row query key"]:
         """Return how far each key of this pass lies from each query *within the cache*, tokens.
 

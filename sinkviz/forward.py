@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from sinkviz.attention import Band, banded_attention
@@ -27,6 +27,10 @@ AttentionInterface.register(BANDED, banded_attention)
 # The band replaces the causal mask, so none is made; without this line transformers would pass
 # None as well, but only by accident of an unknown name.
 AttentionMaskInterface.register(BANDED, lambda *args, **kwargs: None)
+
+
+# How often each model is changed meanwhile by what a compiled graph would not see.
+_CHANGED: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 def forward(
@@ -145,6 +149,8 @@ def compiled_step(lm: LM) -> Callable[[SinkCache, Int[Tensor, " token"]], Tensor
     marked: weakref.WeakSet[SinkCache] = weakref.WeakSet()
 
     def step(cache: SinkCache, ids: Int[Tensor, " token"]) -> Tensor:
+        if _CHANGED.get(lm.model):
+            raise ValueError("interventions do not reach into compiled steps; use compiled=False")
         if cache not in marked:
             for layer in cache.layers:
                 for held in (layer.keys, layer.values, layer.sinks):
@@ -164,6 +170,16 @@ def compiled_step(lm: LM) -> Callable[[SinkCache, Int[Tensor, " token"]], Tensor
         return logits[0]
 
     return step
+
+
+@contextlib.contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Let compiled steps of a model be refused meanwhile: they run no hooks that came later."""
+    _CHANGED[model] = _CHANGED.get(model, 0) + 1
+    try:
+        yield
+    finally:
+        _CHANGED[model] -= 1
 
 
 def _whole_mask(cache: Any, mask: Tensor) -> Tensor:

@@ -218,6 +218,14 @@ class RankedCache(BoundCache):
         distance = (rank[-self._step.n_new :, None] - rank)[None]
         return distance, distance >= 0
 
+    def query_position(self, layer: int) -> Int[Tensor, "1 query"]:
+        """Return the text positions of this pass's tokens."""
+        return torch.arange(self.seen, self.seen + self._step.n_new)[None]
+
+    def key_position(self, layer: int) -> Int[Tensor, "row head key"]:
+        """Return the text positions of the keys of this pass; heads may differ."""
+        return self.layers[layer].passing
+
     def distances(self, position_ids: Int[Tensor, "batch query"]) -> Int[Tensor, "1 query key"]:
         """Return how far each key of this pass lies from each query *within the cache*, tokens.
 

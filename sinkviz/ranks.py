@@ -97,6 +97,11 @@ class RankedLayer(CacheLayerMixin):
         self._pending = {name: _joined(getattr(self, name), stay, x) for name, x in new.items()}
         return self._turned(self._pending["keys"]), self._pending["values"]
 
+    @property
+    def passing(self) -> Int[Tensor, "row head key"]:
+        """Text positions of the keys that ``update`` has returned in the pass under way."""
+        return self._pending["tokens"]
+
     def _stay(self, step: Pass) -> Tensor | None:
         """Return the ranks of the held keys that stay, or None for all."""
         n_held = self.keys.shape[2]

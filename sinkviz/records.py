@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 import transformers
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
+from sinkviz.differences import TraceDifference, difference, frame_of, kept, labels_of
+from sinkviz.labelled import to_dataset
 from sinkviz.metrics import ROLES, perplexity, sink_rate
 from sinkviz.policies import Policy, parse_policy
 
@@ -42,15 +45,22 @@ def write_whole(path: Path, write: Any) -> None:
         partial.unlink(missing_ok=True)
 
 
+def versions() -> dict[str, str]:
+    """Return the versions that a number may depend on."""
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
 def provenance(model: str, token_ids: np.ndarray, **more: Any) -> dict[str, Any]:
     """Return what it takes to repeat a record: model, text hash, versions and what is given."""
     digest = hashlib.sha256(np.ascontiguousarray(token_ids, dtype=np.int64).tobytes()).hexdigest()
     return {
         "model": model,
         "text_sha256": digest,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
+        **versions(),
         **more,
     }
 
@@ -244,8 +254,43 @@ class Trace(Record):
             raise ValueError(f"no role {role!r}; known are {', '.join(ROLES)}")
         return self.mass[..., ROLES.index(role)]
 
+    def __sub__(self, other: Trace) -> TraceDifference:
+        """Return what is different from another trace of the same text, number by number.
+
+        Raises:
+            ValueError: the texts differ, or the models' sizes, or what counts as a sink or recent.
+        """
+        return difference(self, other) if isinstance(other, Trace) else NotImplemented
+
+    def to_frame(self, name: str = "received") -> pd.DataFrame:
+        """Return a field as a tidy table: a row per number, a column per axis.
+
+        Args:
+            name: of the field: ``received``, ``mass``, ``entropy``, ``attention`` ...
+
+        Returns:
+            Columns such as layer, head, key, key_token and the field's own name; in maps, keys that
+            a query cannot see are left out.
+
+        Raises:
+            ValueError: this trace has no such field.
+        """
+        return frame_of(self, name)
+
+    def to_xarray(self) -> Any:
+        """Return all fields as an ``xarray.Dataset`` with named axes.
+
+        Raises:
+            ImportError: xarray, which sinkviz does not need otherwise, is not installed.
+        """
+        about = {name: str(value) for name, value in self.provenance.items()}
+        about |= {"n_sink": self.n_sink, "n_recent": self.n_recent}
+        return to_dataset(kept(self), labels_of(self), about)
+
     def __repr__(self) -> str:
         kept = "statistics" if self.attention is None else "maps"
+        if self.heads is not None:
+            kept = f"statistics and maps of {len(self.heads)} heads"
         name = self.provenance.get("model", "?")
         return (
             f"Trace({name}: {len(self.tokens)} tokens, {self.n_layers} layers x "

@@ -56,7 +56,7 @@ ROOMS = {
     "ranked": "positions policies registry families trial ranks binding",
     "models": "policies classroom families trial caches ranked",
     "forward": "attention binding caches ranked families models",
-    "interventions": "attention families binding models",
+    "interventions": "attention families binding models forward",
     "gathering": "sights statistics reducing",
     "observing": "families models statistics gathering",
     "recipes": "classroom",
@@ -72,11 +72,11 @@ ROOMS = {
     "checks": "positions policies metrics records",
     "widgets": "positions registry policies metrics style records attention models capturing "
     "streaming scoring plots",
+    "bench": "*",
     "experiments": "*",
     "cards": "*",
     "grading": "checks",
     "report": "*",
-    "bench": "*",
     "cli": "*",
     "__init__": "*",
 }
