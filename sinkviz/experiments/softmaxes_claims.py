@@ -1,0 +1,218 @@
+"""What the papers say about kinds of softmax and the birth of sinks, and what our tables say to it.
+
+Knows tables; measures nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from sinkviz.experiments.running import Claim
+from sinkviz.experiments.sinks_claims import nats, of_each_model
+
+NO_BEGIN, TOKEN, OFF_BY_ONE = "softmax-no-begin", "softmax-sink-token", "softmax-off-by-one"
+STANDARD, LOGIT, GATED = "softmax-standard", "softmax-sink-logit", "softmax-gated"
+SOFTMAXES = (STANDARD, NO_BEGIN, TOKEN, OFF_BY_ONE, LOGIT, GATED)
+BORN = 0.05  # sink rate
+
+
+def _perplexities(table: pd.DataFrame, model: str) -> pd.Series | None:
+    """Return perplexity by number of sinks, or None where the model was not measured."""
+    rows = table[(table["model"] == model) & (table["quantity"] == "perplexity")]
+    return None if rows.empty else rows.set_index("n_sink")["value"]
+
+
+def _listed(perplexities: pd.Series) -> str:
+    return ", ".join(f"{value:.2f} with {n:.0f}" for n, value in perplexities.items())
+
+
+def _missing(*models: str) -> tuple[None, str]:
+    return None, f"not measured: {', '.join(models)}"
+
+
+def _value(table: pd.DataFrame, model: str, quantity: str) -> float | None:
+    rows = table[(table["model"] == model) & (table["quantity"] == quantity)]
+    return None if rows.empty else float(rows["value"].iloc[-1])
+
+
+def _vanilla_needs_sinks(table: pd.DataFrame) -> tuple[bool | None, str]:
+    found = _perplexities(table, NO_BEGIN)
+    if found is None:
+        return _missing(NO_BEGIN)
+    worse, still = np.log(found[0] / found[4]), np.log(found[1] / found[4])
+    return bool(worse > 0.1 and still > 0.01), (
+        f"perplexity {_listed(found)} sinks: {nats(worse)} nats without any, {nats(still)} with one"
+    )
+
+
+def _one_token_suffices(table: pd.DataFrame) -> tuple[bool | None, str]:
+    found = _perplexities(table, TOKEN)
+    if found is None:
+        return _missing(TOKEN)
+    worse, still = np.log(found[0] / found[4]), np.log(found[1] / found[4])
+    return bool(worse > 0.1 and still < 0.01), (
+        f"perplexity {_listed(found)} sinks: {nats(worse)} nats without any, {nats(still)} with "
+        "the sink token alone"
+    )
+
+
+def _zero_sink_is_not_enough(table: pd.DataFrame) -> tuple[bool | None, str]:
+    found = _perplexities(table, OFF_BY_ONE)
+    if found is None:
+        return _missing(OFF_BY_ONE)
+    worse = np.log(found[0] / found[4])
+    null = _value(table, OFF_BY_ONE, "null")
+    return bool(worse > 0.1), (
+        f"perplexity {_listed(found)} sinks ({nats(worse)} nats without any); {null:.2f} of the "
+        f"attention goes nowhere, {_value(table, OFF_BY_ONE, 'first token'):.2f} to the first token"
+    )
+
+
+def _gates_end_sinks(table: pd.DataFrame) -> tuple[bool | None, str]:
+    gated, plain = (_value(table, name, "first token") for name in (GATED, STANDARD))
+    if gated is None or plain is None:
+        return _missing(GATED, STANDARD)
+    return bool(gated < plain / 2), (
+        f"the first token gets {plain:.2f} without gates and {gated:.2f} with them; sink rate "
+        f"{_value(table, STANDARD, 'sink rate'):.0%} and {_value(table, GATED, 'sink rate'):.0%}"
+    )
+
+
+def _logits_end_sinks(table: pd.DataFrame) -> tuple[bool | None, str]:
+    plain = _value(table, STANDARD, "sink rate")
+    others = {name: _value(table, name, "sink rate") for name in (OFF_BY_ONE, LOGIT)}
+    if plain is None or None in others.values():
+        return _missing(STANDARD, *others)
+    said = ", ".join(f"{name} {rate:.0%}" for name, rate in others.items())
+    return bool(max(others.values()) < plain / 2), f"sink rate: {STANDARD} {plain:.0%}, {said}"
+
+
+def _training_unhurt(table: pd.DataFrame) -> tuple[bool | None, str]:
+    losses = {
+        name: _value(table[table["step"].notna()], name, "loss") for name in (NO_BEGIN, TOKEN)
+    }
+    if None in losses.values():
+        return None, "no training record of " + " or ".join(losses)
+    plain, token = losses.values()
+    return bool(token - plain < 0.01 * plain), (
+        f"held-out loss at the end {token:.3f} nats with a sink token, {plain:.3f} without; one "
+        "run each, so differences of a hundredth may be chance"
+    )
+
+
+TOKEN_CLAIMS = (
+    Claim(
+        "A model without a sink token needs several first tokens in its cache (yes if none costs "
+        "more than 0.1 nats and one alone still more than 0.01)",
+        "vanilla, 160 M: perplexity 27.87 with 0+1024, 18.49 with 1+1023, 18.05 with 2+1022, "
+        "18.05 with 4+1020",
+        "Xiao et al. 2023, arXiv 2309.17453, table 3",
+        _vanilla_needs_sinks,
+    ),
+    Claim(
+        "A model trained with a learnable sink token needs that alone (yes if none costs more than "
+        "0.1 nats and one less than 0.01)",
+        "learnable sink: perplexity 1235 with 0+1024, 18.01 with 1+1023, 18.01 with 2+1022, 18.02 "
+        "with 4+1020",
+        "Xiao et al. 2023, arXiv 2309.17453, table 3",
+        _one_token_suffices,
+    ),
+    Claim(
+        "Softmax off by one still relies on other first tokens (yes if none costs more than 0.1 "
+        "nats)",
+        "zero sink: perplexity 29214 with 0+1024, 19.90 with 1+1023, 18.27 with 2+1022, 18.01 with "
+        "4+1020",
+        "Xiao et al. 2023, arXiv 2309.17453, table 3",
+        _zero_sink_is_not_enough,
+    ),
+    Claim(
+        "Training with a sink token is as good (yes if its held-out loss is at most 1 % higher)",
+        "160 M models with and without a sink token converge alike",
+        "Xiao et al. 2023, arXiv 2309.17453, figure 6",
+        _training_unhurt,
+    ),
+    Claim(
+        "Gates on the heads' outputs end sinks (yes if the first token gets less than half)",
+        "attention on the first token 46.7 % without gates, 4.8 % with one per coordinate",
+        "Qiu et al. 2025, arXiv 2505.06708, figure 2",
+        _gates_end_sinks,
+    ),
+    Claim(
+        "Heads that need not spend all their attention grow no sinks (yes if the sink rate is less "
+        "than half of the standard softmax's)",
+        "sigmoid attention without normalisation: no sinks up to 1 B parameters",
+        "Gu et al. 2024, arXiv 2410.10781, section 7; off-by-one and learned logits are our test "
+        "of it",
+        _logits_end_sinks,
+    ),
+)
+
+
+def _first_born(rows: pd.DataFrame) -> int | None:
+    """Return at which row the sink rate first passes ``BORN``."""
+    born = (rows["sink_rate"] > BORN).to_numpy()
+    return int(born.argmax()) if born.any() else None
+
+
+@of_each_model
+def _born_in_training(table: pd.DataFrame) -> tuple[bool | None, str]:
+    at, last = _first_born(table), table.iloc[-1]
+    if at is None:
+        return False, f"no sinks in {last['step']:,} steps (sink rate {last['sink_rate']:.0%})"
+    born, start = table.iloc[at], table.iloc[0]
+    return bool(start["sink_rate"] <= BORN), (
+        f"sink rate {start['sink_rate']:.0%} at step {start['step']:,}, first above {BORN:.0%} at "
+        f"step {born['step']:,} ({born['tokens'] / 1e6:.1f} M tokens), {last['sink_rate']:.0%} at "
+        f"step {last['step']:,}"
+    )
+
+
+@of_each_model
+def _loss_falls_first(table: pd.DataFrame) -> tuple[bool | None, str]:
+    at = _first_born(table)
+    if at is None:
+        return None, "no sinks"
+    loss = table["loss"]
+    done = (loss.iloc[0] - loss.iloc[at]) / (loss.iloc[0] - loss.min())
+    return bool(done > 0.5), (
+        f"{done:.0%} of the fall of the loss lies before the first sinks (from "
+        f"{loss.iloc[0]:.2f} to {loss.iloc[at]:.2f}; lowest {loss.min():.2f})"
+    )
+
+
+def _decay_helps(table: pd.DataFrame) -> tuple[None, str]:
+    said = []
+    for name, rows in table.groupby("model", sort=False):
+        ends = rows.groupby("phase_start").last()
+        phases = ", ".join(
+            f"{row.sink_rate:.0%} ({row.learning_rate:.1e}, {row.weight_decay:g})"
+            for row in ends.itertuples()
+        )
+        said.append(f"{name} {phases}")
+    return None, (
+        "phases of one run follow each other and cannot tell; sink rate at the end of each "
+        f"(learning rate, weight decay): {'; '.join(said)}"
+    )
+
+
+BIRTH_CLAIMS = (
+    Claim(
+        "Sinks are not there at first; training makes them",
+        "60 M parameters: sinks emerge between steps 1,000 and 2,000 of 20,000",
+        "Gu et al. 2024, arXiv 2410.10781, section 4",
+        _born_in_training,
+    ),
+    Claim(
+        "Sinks come after effective optimisation: most of the loss has fallen before",
+        "sinks emerge after the loss has fallen",
+        "Gu et al. 2024, arXiv 2410.10781, section 4",
+        _loss_falls_first,
+    ),
+    Claim(
+        "A larger learning rate and (up to a point) more weight decay make more sinks",
+        "sink rate 15.2 % without weight decay, 18.2 % with 0.1, 41.1 % with 0.5, 0.0 % with 5",
+        "Gu et al. 2024, arXiv 2410.10781, table 3",
+        _decay_helps,
+    ),
+)
