@@ -1,13 +1,14 @@
 """Bring the provenance table in assets/README.md up to date: ``make assets-table``.
 
-Sizes and hashes are read from the files. Command, seed and licence are kept from the table; a new
-file takes them over from a neighbour in its folder, and otherwise says ``?``, to be filled in by
-hand.
+Sizes and hashes are read from the files. Command, seed and licence of models and records follow
+from where they lie; of other files they are kept from the table, and a new one takes them over from
+a neighbour in its folder, or says ``?``, to be filled in by hand.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 COLUMNS = ("file", "command", "seed", "bytes", "sha256", "licence")
@@ -24,6 +25,22 @@ def read_rows(readme: str) -> dict[str, dict[str, str]]:
     return {row["file"].strip("`"): row for row in rows}
 
 
+def known_by_place(folder: Path, file: str) -> dict[str, str] | None:
+    """Return command, seed and licence of a model's file or of a record, None for others."""
+    kind, _, rest = file.partition("/")
+    name = Path(rest).parts[0] if rest else ""
+    if kind == "models":
+        card = file.endswith("/card.md")
+        command = f"sinkviz card assets/models/{name}" if card else f"sinkviz train {name}"
+        recipe = json.loads((folder / "models" / name / "recipe.json").read_text())
+        return {"command": f"`{command}`", "seed": str(recipe["seed"]), "licence": "MIT"}
+    if kind == "runs":
+        said = json.loads((folder / file).read_text())["provenance"]
+        command = f"sinkviz run {Path(name).stem} --text {said['text']}"
+        return {"command": f"`{command}`", "seed": str(said["seed"]), "licence": "CC BY 4.0"}
+    return None
+
+
 def update(folder: Path, readme: str) -> str:
     """Return ``readme`` with the table that ``folder`` deserves."""
     known = read_rows(readme)
@@ -36,7 +53,8 @@ def update(folder: Path, readme: str) -> str:
         if hidden or not path.is_file() or file in ("README.md", "make_table.py"):
             continue
         data = path.read_bytes()
-        row = known.get(file) or by_folder.get(str(Path(file).parent)) or unknown
+        row = known_by_place(folder, file) or known.get(file)
+        row = unknown | (row or by_folder.get(str(Path(file).parent)) or {})
         row = row | {
             "file": f"`{file}`",
             "bytes": str(len(data)),

@@ -7,33 +7,38 @@ figures, nor how attention is observed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sinkviz.memory import free_memory, size
+from sinkviz.asking import (
+    MAPS_BY_DEFAULT,
+    POOLED,
+    Asked,
+    ask,
+    check_memory,
+    ran_out,
+    shape_of,
+    texts_of,
+    what_it_takes,
+)
 from sinkviz.metrics import ROLES
 from sinkviz.models import LM, Text
 from sinkviz.observing import engine_of, observe
 from sinkviz.records import Trace, provenance
-from sinkviz.statistics import STATISTICS, Plan, distance_edges
-
-MAPS_BY_DEFAULT = 64 * 2**20
-MAPS_AT_MOST = 4 * 2**30
-POOLED = 128
-POOLED_AT_MOST = 256
-
-Heads = tuple[tuple[int, int], ...]
+from sinkviz.statistics import STATISTICS, distance_edges
 
 
 def capture(
     lm: LM,
     text: Text | Sequence[Text],
     *,
+    attention_mask: Int[Tensor, "text token"] | None = None,
     keep: str | Sequence[tuple[int, int]] | None = None,
     statistics: Sequence[str] = STATISTICS,
     n_sink: int = 4,
@@ -43,6 +48,7 @@ def capture(
     pooled: int = POOLED,
     scores: bool = False,
     block: int | None = None,
+    batch: int | None = None,
     progress: bool = False,
 ) -> Trace | list[Trace]:
     """Run a model over a text and record where its attention goes.
@@ -52,7 +58,10 @@ def capture(
 
     Args:
         lm: the language model; it is left exactly as it was.
-        text: text or ids; or several texts, for a trace of each.
+        text: text or ids; or several texts (a tensor of ids has one in each row), for a trace of
+            each.
+        attention_mask: of a padded batch, as tokenizers make it: 0 for padding, on either side. A
+            trace is of the text alone, without its padding.
         keep: ``maps`` (every whole map), ``statistics``, or the (layer, head) pairs whose maps to
             keep beside the statistics. By default maps as long as they fit into 64 MB.
         statistics: which ones, of ``received``, ``mass``, ``entropy``, ``distance``, ``pooled`` and
@@ -62,9 +71,13 @@ def capture(
         queries: text positions whose ``top_k`` strongest keys to record; negative from the end.
         top_k: how many.
         pooled: cells along a side of the pooled maps, at most 256.
-        scores: record what comes before the softmax, too: as large as whole maps.
+        scores: record what comes before the softmax, too: as large as whole maps. For the average
+            over many texts see ``capture_scores``.
         block: tokens per forward pass; by default the whole text where memory stays linear then,
             and otherwise as many as 64 MB of weights allow. Results do not change.
+        batch: texts per forward pass, padded at the end, where a causal model never looks; by
+            default the rows of a tensor all at once, and the texts of a list one by one. Results
+            change by rounding alone.
         progress: show a progress bar.
 
     Returns:
@@ -72,46 +85,69 @@ def capture(
 
     Raises:
         ValueError: the text is empty or longer than the model's table of positions, a name or a
-            number is unknown, or what is asked for would need more than 4 GB for maps or more than
-            the memory that is free.
+            number is unknown, the model looks ahead, or what is asked for would need more than 4 GB
+            for maps or more than the memory that is free.
+        MemoryError: there was not enough memory after all; says what is needed, and has freed it.
     """
-    if isinstance(text, Sequence) and any(isinstance(x, str | Sequence | Tensor) for x in text):
-        if not isinstance(text, str):
-            given = {k: v for k, v in locals().items() if k not in ("lm", "text")}
-            return [capture(lm, one, **given) for one in text]
-    ids = lm.encode(text)
-    n_tokens, (n_layers, n_heads) = len(ids), _shape(lm)
-    _check_length(lm, n_tokens)
-    map_bytes = 4 * n_tokens**2
-    if keep is None:
-        keep = "maps" if n_layers * n_heads * map_bytes <= MAPS_BY_DEFAULT else "statistics"
-    heads = _heads(lm, keep)
-    n_maps = len(heads or ()) + (n_layers * n_heads if scores else 0)
-    if n_maps * map_bytes > MAPS_AT_MOST:
-        raise ValueError(
-            f"{n_maps} whole maps of {n_tokens} x {n_tokens} tokens would need "
-            f"{n_maps * map_bytes / 1e9:.0f} GB; use keep='statistics' or name a few heads"
-            + (", and scores=False" if scores else "")
-        )
-    plan = Plan(
-        n_tokens,
-        _statistics(statistics, without_pooled=keep == "maps"),
-        n_sink,
-        n_recent,
-        _queries(queries, n_tokens),
-        top_k,
-        -(-n_tokens // _side(pooled)),
-        scores,
-    )
-    _check_memory(plan, n_layers, n_heads, n_maps * map_bytes)
+    texts, several = texts_of(lm, text, attention_mask)
+    for name, number in (("block", block), ("batch", batch)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    options = {
+        "keep": keep,
+        "statistics": statistics,
+        "n_sink": n_sink,
+        "n_recent": n_recent,
+        "queries": queries,
+        "top_k": top_k,
+        "pooled": pooled,
+        "scores": scores,
+    }
+    asked = [ask(lm, ids, **options) for ids in texts]
+    check_memory(lm, asked)
+    batch = batch or (len(texts) if isinstance(text, Tensor) or attention_mask is not None else 1)
+    n_layers = shape_of(lm)[0]
+    traces: list[Trace] = []
+    with tqdm(total=sum(map(len, texts)) * n_layers, unit="token", disable=not progress) as bar:
+        for start in range(0, len(asked), batch):
+            traces += _captured(lm, asked[start : start + batch], block, bar.update)
+    return traces if several else traces[0]
+
+
+def _captured(
+    lm: LM, asked: list[Asked], block: int | None, done: Callable[[int], Any]
+) -> list[Trace]:
+    """Capture some texts at once; should memory run out, free what there is and say what it takes.
+
+    Raises:
+        MemoryError: there was not enough.
+    """
+    try:
+        return _capture_at_once(lm, asked, block, done)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+    # The error is gone by now, and with it all that its frames have held.
+    if lm.device.type == "cuda":
+        torch.cuda.empty_cache()
+    raise MemoryError(what_it_takes(lm, asked))
+
+
+def _capture_at_once(
+    lm: LM, asked: list[Asked], block: int | None, done: Callable[[int], Any]
+) -> list[Trace]:
     precision = torch.promote_types(lm.model.dtype, torch.float32)
-    maps = torch.zeros(len(heads or ()), n_tokens, n_tokens, dtype=precision)
-    kept = [(*pair, one) for pair, one in zip(heads or (), maps, strict=True)]
-    with tqdm(total=n_tokens * n_layers, unit="token", disable=not progress) as bar:
-        found = observe(lm, ids, plan, kept=kept, block=block, done=bar.update)
-    whole = keep == "maps"
-    maps = maps.view(n_layers if whole else 1, -1, n_tokens, n_tokens) if heads else None
-    return _trace(lm, ids, plan, found, maps, None if whole else heads)
+    maps = [
+        torch.zeros(len(one.heads or ()), len(one.ids), len(one.ids), dtype=precision)
+        for one in asked
+    ]
+    kept = [
+        [(*pair, one) for pair, one in zip(one.heads or (), own, strict=True)]
+        for one, own in zip(asked, maps, strict=True)
+    ]
+    plans = [one.plan for one in asked]
+    found = observe(lm, [one.ids for one in asked], plans, kept=kept, block=block, done=done)
+    return [_trace(lm, *one) for one in zip(asked, found, maps, strict=True)]
 
 
 def capture_scores(
@@ -136,98 +172,30 @@ def capture_scores(
 
     Source: Xiao et al. 2023, arXiv 2309.17453, figure 2 (256 sentences of 16 tokens).
     """
-    total, n_texts = 0, 0
-    for text in tqdm(texts, unit="text", disable=not progress):
-        ids = lm.encode(text)
-        if len(ids) >= length:
-            trace = capture(lm, ids[:length], keep="statistics", statistics=(), scores=True)
-            total, n_texts = total + trace.scores.astype(np.float64), n_texts + 1
-    if not n_texts:
+    encoded = (lm.encode(text) for text in texts)
+    ids = [one[:length] for one in encoded if len(one) >= length]
+    if not ids:
         raise ValueError(f"none of the texts has {length} tokens; give longer ones or less length")
-    return (total / n_texts).astype(np.float32)
-
-
-def _shape(lm: LM) -> tuple[int, int]:
-    config = lm.model.config.get_text_config()
-    return config.num_hidden_layers, config.num_attention_heads
-
-
-def _check_length(lm: LM, n_tokens: int) -> None:
-    """Raise ValueError where the model's table of positions ends before the text."""
-    config, family = lm.model.config.get_text_config(), lm.family
-    if not family.ends or config.model_type == "sinkviz_classroom":
-        return
-    names = ("max_seq_len", "max_position_embeddings")
-    end = next((size for name in names if (size := getattr(config, name, None))), None)
-    if end is not None and n_tokens > end:
-        raise ValueError(
-            f"{lm.name} can tell {end} positions apart, the text has {n_tokens} tokens; "
-            "capture a part of it"
-        )
-
-
-def _heads(lm: LM, keep: str | Sequence[tuple[int, int]]) -> Heads | None:
-    """Return the (layer, head) pairs whose maps to keep; None for statistics alone."""
-    n_layers, n_heads = _shape(lm)
-    if isinstance(keep, str):
-        if keep not in ("maps", "statistics"):
-            raise ValueError(f"keep={keep!r} is none of 'maps', 'statistics', [(layer, head), ...]")
-        every = tuple((layer, head) for layer in range(n_layers) for head in range(n_heads))
-        return every if keep == "maps" else None
-    heads = tuple((int(layer), int(head)) for layer, head in keep)
-    for layer, head in heads:
-        if not (0 <= layer < n_layers and 0 <= head < n_heads):
-            raise ValueError(
-                f"no head {(layer, head)}: {lm.name} has layers 0..{n_layers - 1} and heads "
-                f"0..{n_heads - 1}"
-            )
-    return heads
-
-
-def _statistics(wanted: Sequence[str], without_pooled: bool) -> tuple[str, ...]:
-    wanted = (wanted,) if isinstance(wanted, str) else wanted
-    if unknown := set(wanted) - set(STATISTICS):
-        raise ValueError(f"no statistics {sorted(unknown)}; known are {', '.join(STATISTICS)}")
-    return tuple(x for x in STATISTICS if x in wanted and not (x == "pooled" and without_pooled))
-
-
-def _queries(queries: Sequence[int], n_tokens: int) -> tuple[int, ...]:
-    for query in queries:
-        if not -n_tokens <= query < n_tokens:
-            raise ValueError(f"no query {query}: the text has tokens 0..{n_tokens - 1}")
-    return tuple(sorted({int(query) % n_tokens for query in queries}))
-
-
-def _side(pooled: int) -> int:
-    if not 1 <= pooled <= POOLED_AT_MOST:
-        raise ValueError(f"pooled must be in 1..{POOLED_AT_MOST} cells, got {pooled}")
-    return pooled
-
-
-def _check_memory(plan: Plan, n_layers: int, n_heads: int, more: int) -> None:
-    """Raise ValueError, before anything is allocated, where it would not fit."""
-    n_tokens, side = plan.n_tokens, -(-plan.n_tokens // plan.cell)
-    # Roles, entropy, and two sums in double precision; two pooled maps, of which one waits.
-    per_head = n_tokens * (4 * len(ROLES) + 4 + 16) + 12 * side**2 * ("pooled" in plan.statistics)
-    needed, free = n_layers * n_heads * per_head + more, free_memory()
-    if needed > free:
-        raise ValueError(
-            f"the trace of {n_tokens} tokens, {n_layers} layers and {n_heads} heads would need "
-            f"{size(needed)}, and {size(free)} are free; use keep='statistics', fewer statistics "
-            "or a shorter text"
-        )
+    n_layers, n_heads = shape_of(lm)
+    batch = max(1, min(64, MAPS_BY_DEFAULT // (4 * n_layers * n_heads * length**2)))
+    total = np.zeros((n_layers, n_heads, length, length))
+    with tqdm(total=len(ids), unit="text", disable=not progress) as bar:
+        for start in range(0, len(ids), batch):
+            some = torch.stack(ids[start : start + batch])
+            alone = {"keep": "statistics", "statistics": (), "scores": True}
+            for trace in capture(lm, list(some), batch=batch, **alone):
+                total += trace.scores
+            bar.update(len(some))
+    return (total / len(ids)).astype(np.float32)
 
 
 def _trace(
-    lm: LM,
-    ids: Tensor,
-    plan: Plan,
-    found: list[dict[str, Tensor]],
-    maps: Tensor | None,
-    heads: Heads | None,
+    lm: LM, asked: Asked, found: list[dict[str, Tensor]], maps: Float[Tensor, "head query key"]
 ) -> Trace:
     """Put the layers together; each is freed as soon as it is copied."""
-    n_heads, n_tokens = _shape(lm)[1], plan.n_tokens
+    plan, ids = asked.plan, asked.ids
+    n_layers, n_heads = shape_of(lm)
+    n_tokens = plan.n_tokens
 
     def stacked(name: str) -> np.ndarray | None:
         parts = [layer.pop(name, None) for layer in found]
@@ -238,6 +206,10 @@ def _trace(
     def unknown(*shape: int) -> np.ndarray:
         return np.full((len(found), n_heads, n_tokens, *shape), np.nan, dtype=np.float32)
 
+    attention = None
+    if asked.heads:
+        whole = maps.view(n_layers if asked.whole else 1, -1, n_tokens, n_tokens)
+        attention = whole.numpy()
     given, host_ids = {name: stacked(name) for name in list(found[0])}, ids.cpu().numpy()
     return Trace(
         tokens=lm.tokens(ids),
@@ -245,8 +217,8 @@ def _trace(
         received=unknown() if (x := given.pop("received", None)) is None else x,
         mass=unknown(len(ROLES)) if (x := given.pop("mass", None)) is None else x,
         entropy=unknown() if (x := given.pop("entropy", None)) is None else x,
-        attention=None if maps is None else maps.numpy(),
-        heads=heads,
+        attention=attention,
+        heads=None if asked.whole else asked.heads,
         n_sink=plan.n_sink,
         n_recent=plan.n_recent,
         provenance=provenance(

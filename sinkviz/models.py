@@ -68,6 +68,8 @@ class LM:
     policy: Policy | None = None
 
     def __post_init__(self) -> None:
+        if hasattr(self.model, "_orig_mod"):
+            raise TypeError("LM needs the model itself, not what torch.compile(model) returns")
         if not isinstance(self.model, PreTrainedModel) or not self.model.can_generate():
             raise TypeError(
                 f"LM needs a transformers causal language model, got {type(self.model).__name__}; "

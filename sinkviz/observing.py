@@ -23,13 +23,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sinkviz.families import attention_modules
+from sinkviz.gathering import Gathered, Kept
 from sinkviz.models import LM, untouched
-from sinkviz.reducing import reduce_products, reduce_weights
-from sinkviz.sights import Sight
-from sinkviz.statistics import LayerStatistics, Plan
+from sinkviz.statistics import Plan
 
 OBSERVED = "sinkviz_observed"
-Kept = Sequence[tuple[int, int, Tensor]]
 # Weights that a model in eager mode may hold at a time; longer texts are fed in parts.
 EAGER_BYTES = 64 * 2**20
 
@@ -40,7 +38,7 @@ class _Watcher:
 
     own: str
     layers: dict[nn.Module, int]
-    gathered: _Gathered
+    gathered: Sequence[Gathered]
 
 
 _WATCHER: ContextVar[_Watcher | None] = ContextVar("watcher", default=None)
@@ -60,8 +58,8 @@ def _observed(
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(watcher.own, eager)
     output = attend(module, query, key, value, attention_mask, **kwargs)
     if module in watcher.layers:
-        layer = watcher.layers[module]
-        watcher.gathered.see(layer, query, key, value, attention_mask, kwargs)
+        for one in watcher.gathered:
+            one.see(watcher.layers[module], query, key, value, attention_mask, kwargs)
     return output
 
 
@@ -80,8 +78,8 @@ def engine_of(lm: LM) -> str:
     return "interface" if lm.family.interface or lm.family.watched else "eager"
 
 
-def pass_size(lm: LM, n_tokens: int) -> int:
-    """Return how many tokens of a text to feed in one pass, so that memory stays linear.
+def pass_size(lm: LM, n_tokens: int, n_texts: int = 1) -> int:
+    """Return how many tokens of each text to feed in one pass, so that memory stays linear.
 
     All of them, as the plain model takes them, where its attention never holds whole maps and its
     mask no bias for each head and pair of tokens.
@@ -90,106 +88,74 @@ def pass_size(lm: LM, n_tokens: int) -> int:
     if engine_of(lm) == "interface" and fused:
         return n_tokens
     n_heads = lm.model.config.get_text_config().num_attention_heads
-    return min(n_tokens, max(16, EAGER_BYTES // (4 * n_heads * n_tokens)))
+    return min(n_tokens, max(16, EAGER_BYTES // (4 * n_heads * n_tokens * n_texts)))
 
 
 def observe(
     lm: LM,
-    ids: Int[Tensor, " token"],
-    plan: Plan,
+    texts: Sequence[Int[Tensor, " _"]],
+    plans: Sequence[Plan],
     *,
-    kept: Kept = (),
+    kept: Sequence[Kept] | None = None,
     block: int | None = None,
     done: Callable[[int], Any] = lambda n_tokens: None,
-) -> list[dict[str, Tensor]]:
-    """Return what the plan asks for of every layer, on the CPU.
+) -> list[list[dict[str, Tensor]]]:
+    """Return what its plan asks for of every layer of each text, on the CPU.
+
+    Texts of a batch are padded at the end, where a causal model never looks: no mask is needed, and
+    all positions stay what they are alone.
 
     Args:
         lm: the language model; it is left exactly as it was.
-        ids: the text.
-        plan: what to find out.
-        kept: heads whose whole maps to keep, as (layer, head, map): on the CPU, zero so far.
-        block: tokens per pass; by default ``pass_size``.
+        texts: what to feed at once.
+        plans: what to find out about each.
+        kept: of each, heads whose whole maps to keep, as (layer, head, map): on the CPU, zero so
+            far.
+        block: tokens of each text per pass; by default ``pass_size``.
         done: called with the number of tokens after each layer of each pass.
 
     Raises:
-        ValueError: a module returns no weights in eager mode.
+        ValueError: a module returns no weights in eager mode, or looks ahead.
     """
-    through, n_tokens = engine_of(lm) == "interface", len(ids)
-    block = min(n_tokens, block or pass_size(lm, n_tokens))
+    through, n_tokens = engine_of(lm) == "interface", max(map(len, texts))
+    block = min(n_tokens, block or pass_size(lm, n_tokens, len(texts)))
     modules = attention_modules(lm.model, lm.family)
-    gathered = _Gathered(plan, kept, done)
+    _check_causal(lm, modules)
+    gathered = [
+        Gathered(plan, row, kept[row] if kept else (), done) for row, plan in enumerate(plans)
+    ]
     watching = untouched(lm.model, OBSERVED) if through else _in_eager(lm, modules, gathered)
     cache = None if through and block == n_tokens else DynamicCache()
-    with _watched_by(lm, modules, gathered), watching, _residuals(lm, modules, gathered):
-        for part in ids.split(block):
-            lm.model(
-                part[None], past_key_values=cache, use_cache=cache is not None, logits_to_keep=1
-            )
-    if not through and gathered.wants_norms:
-        for layer, held in enumerate(cache.layers):
-            gathered.note(layer, "key_norm", held.keys)
-            gathered.note(layer, "value_norm", held.values)
-    return [gathered.result(layer) for layer in range(len(modules))]
+    fed = torch.stack(
+        [nn.functional.pad(x, (0, n_tokens - len(x)), value=int(x[-1])) for x in texts]
+    )
+    with (
+        _watched_by(lm, modules, gathered),
+        watching,
+        _residuals(lm, modules, gathered),
+        _uncompiled(),
+    ):
+        for part in fed.split(block, 1):
+            lm.model(part, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
+    for one in gathered:
+        if not through and one.wants_norms:
+            for layer, held in enumerate(cache.layers):
+                one.note(layer, "key_norm", held.keys)
+                one.note(layer, "value_norm", held.values)
+    return [[one.result(layer) for layer in range(len(modules))] for one in gathered]
 
 
-class _Gathered:
-    """What has been seen of every layer so far."""
-
-    def __init__(self, plan: Plan, kept: Kept, done: Callable[[int], Any]) -> None:
-        self.plan, self.kept, self.done = plan, kept, done
-        self.wants_norms = "norms" in plan.statistics
-        self._found: dict[int, LayerStatistics] = {}
-        self._norms: dict[tuple[int, str], list[Tensor]] = {}
-
-    def see(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Any, more: dict[str, Any]
-    ) -> None:
-        """Take in a call of the attention interface."""
-        n_new, n_keys = query.shape[2], key.shape[2]
-        mask = mask[0] if isinstance(mask, Tensor) and mask.ndim == 4 else None
-        window = more.get("sliding_window")
-        sight = Sight(n_keys - n_new, n_keys, mask, window, query.device)
-        scaling = more.get("scaling") or query.shape[-1] ** -0.5
-        found = self._statistics(layer, query)
-        reduce_products(
-            found, query[0], key[0], sight, scaling, more.get("softcap"), more.get("s_aux")
+def _check_causal(lm: LM, modules: Sequence[nn.Module]) -> None:
+    """Raise ValueError where a token sees those that follow it: no row would be what it seems."""
+    if not all(getattr(module, "is_causal", True) for module in modules):
+        raise ValueError(
+            f"{lm.name} attends in both directions, as an encoder does; sinkviz needs a causal "
+            "language model, in which tokens see only what came before"
         )
-        self.note(layer, "key_norm", key[:, :, -n_new:])
-        self.note(layer, "value_norm", value[:, :, -n_new:])
-        self.done(n_new)
-
-    def see_weights(self, layer: int, attention: Tensor, scores: Tensor | None) -> None:
-        """Take in weights that a module has returned, and what its softmax was given."""
-        n_new, n_keys = attention.shape[2:]
-        sight = Sight(n_keys - n_new, n_keys, device=attention.device)
-        reduce_weights(self._statistics(layer, attention), attention[0], sight, scores)
-        self.done(n_new)
-
-    def note(self, layer: int, name: str, vectors: Tensor) -> None:
-        """Keep the lengths of some vectors of tokens that follow each other."""
-        if self.wants_norms:
-            wide = torch.promote_types(vectors.dtype, torch.float32)
-            lengths = vectors[0].norm(dim=-1, dtype=wide).cpu()
-            self._norms.setdefault((layer, name), []).append(lengths)
-
-    def _statistics(self, layer: int, like: Tensor) -> LayerStatistics:
-        if layer not in self._found:
-            dtype = torch.promote_types(like.dtype, torch.float32)
-            heads = [(head, whole) for at, head, whole in self.kept if at == layer]
-            self._found[layer] = LayerStatistics(
-                self.plan, like.shape[1], like.device, dtype, heads
-            )
-        return self._found[layer]
-
-    def result(self, layer: int) -> dict[str, Tensor]:
-        """Return what was found out about a layer."""
-        norms = {name: torch.cat(x, -1) for (at, name), x in self._norms.items() if at == layer}
-        return self._found.pop(layer).result() | norms
 
 
 @contextlib.contextmanager
-def _watched_by(lm: LM, modules: list[nn.Module], gathered: _Gathered) -> Iterator[None]:
+def _watched_by(lm: LM, modules: list[nn.Module], gathered: Sequence[Gathered]) -> Iterator[None]:
     """Name who looks on meanwhile; a capture within a capture has the looks to itself."""
     before, own = _WATCHER.get(), lm.model.config._attn_implementation
     if own == OBSERVED:
@@ -203,7 +169,7 @@ def _watched_by(lm: LM, modules: list[nn.Module], gathered: _Gathered) -> Iterat
 
 
 @contextlib.contextmanager
-def _in_eager(lm: LM, modules: list[nn.Module], gathered: _Gathered) -> Iterator[None]:
+def _in_eager(lm: LM, modules: list[nn.Module], gathered: Sequence[Gathered]) -> Iterator[None]:
     """Let the model compute its weights meanwhile, and take them in."""
 
     def take(module: nn.Module, args: Any, output: Any) -> None:
@@ -215,17 +181,15 @@ def _in_eager(lm: LM, modules: list[nn.Module], gathered: _Gathered) -> Iterator
                 f"{type(module).__name__} returns no weights in eager mode, so there is nothing to "
                 "capture"
             )
-        gathered.see_weights(modules.index(module), attention, softmax.take(attention.shape))
+        scores = softmax.take(attention.shape)
+        for one in gathered:
+            one.see_weights(modules.index(module), attention, scores)
 
     softmax = _SoftmaxInputs()
-    looking = softmax if gathered.plan.scores else contextlib.nullcontext()
-    handles = [module.register_forward_hook(take) for module in modules]
-    if lm.family.doubled_alibi:
-        handles += [
-            module.register_forward_pre_hook(_bias_in_the_mask_alone, with_kwargs=True)
-            for module in modules
-        ]
-    with _removing(handles), untouched(lm.model, "eager"), looking:
+    wanted = any(one.plan.scores for one in gathered)
+    looking = softmax if wanted else contextlib.nullcontext()
+    before = _bias_in_the_mask_alone if lm.family.doubled_alibi else None
+    with _hooked(modules, [take] * len(modules), before), untouched(lm.model, "eager"), looking:
         yield
 
 
@@ -243,11 +207,9 @@ class _SoftmaxInputs(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def take(self, shape: torch.Size) -> Tensor | None:
-        """Return the scores of one text's weights of a shape, (head, query, key)."""
+        """Return the scores of weights of a shape, or None where there were none."""
         last, self._last = self._last, None
-        if last is None or last.shape != shape:
-            return None
-        return last[0]
+        return last if last is not None and last.shape == shape else None
 
 
 def _bias_in_the_mask_alone(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple:
@@ -256,7 +218,7 @@ def _bias_in_the_mask_alone(module: nn.Module, args: Any, kwargs: dict[str, Any]
 
 
 @contextlib.contextmanager
-def _residuals(lm: LM, modules: list[nn.Module], gathered: _Gathered) -> Iterator[None]:
+def _residuals(lm: LM, modules: list[nn.Module], gathered: Sequence[Gathered]) -> Iterator[None]:
     """Note the length of each token's vector after every layer: of the module around attention."""
     paths = {module: path for path, module in lm.model.named_modules()}
 
@@ -264,20 +226,42 @@ def _residuals(lm: LM, modules: list[nn.Module], gathered: _Gathered) -> Iterato
         def take(module: nn.Module, args: Any, output: Any) -> None:
             if _WATCHER.get().gathered is gathered:
                 hidden = output[0] if isinstance(output, tuple) else output
-                gathered.note(layer, "residual_norm", hidden)
+                for one in gathered:
+                    one.note(layer, "residual_norm", hidden)
 
         return take
 
-    around = [lm.model.get_submodule(paths[module].rpartition(".")[0]) for module in modules]
-    wanted = enumerate(around if gathered.wants_norms else ())
-    with _removing([module.register_forward_hook(hook(layer)) for layer, module in wanted]):
+    around = []
+    if any(one.wants_norms for one in gathered):
+        around = [lm.model.get_submodule(paths[module].rpartition(".")[0]) for module in modules]
+    with _hooked(around, [hook(layer) for layer in range(len(around))]):
         yield
 
 
 @contextlib.contextmanager
-def _removing(handles: list[Any]) -> Iterator[None]:
+def _hooked(
+    modules: Sequence[nn.Module],
+    hooks: Sequence[Callable[..., None]],
+    before: Callable[..., Any] | None = None,
+) -> Iterator[None]:
+    """Hook each module, after its forward pass and maybe before; all are free again afterwards."""
+    handles = []
     try:
+        for module, hook in zip(modules, hooks, strict=True):
+            handles.append(module.register_forward_hook(hook))
+            if before is not None:
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Run compiled models as they are written: or our looking on would be compiled into them."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

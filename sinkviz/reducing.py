@@ -77,7 +77,7 @@ def reduce_products(
     budget = AT_ONCE.get(query.device.type, AT_ONCE_ELSEWHERE) // at_once
     for head in range(0, len(query), at_once):
         heads = slice(head, head + at_once)
-        some = query[heads].to(found.dtype)
+        some = query[heads].to(found.dtype).contiguous()
         keys = key[head // shared : -(-(head + at_once) // shared)].to(found.dtype)
         null = None if null_logit is None else null_logit[heads, None, None].to(some)
         largest = softcap or _largest_score(some, keys, scaling, null)

@@ -6,6 +6,7 @@ nor where the weights come from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from torch import Tensor
 from sinkviz.metrics import ROLES
 from sinkviz.sights import Sight
 
+# Blocks whose sums over rows are added in single precision before they are in double.
+FEW_BLOCKS = 8
 STATISTICS = ("received", "mass", "entropy", "distance", "pooled", "norms")
 
 
@@ -54,6 +57,42 @@ def distance_edges(n_tokens: int) -> tuple[int, ...]:
     return (0, *(2**i for i in range(max(0, n_tokens - 1).bit_length() + 1)))
 
 
+def _sums(
+    plan: Plan, n_heads: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Return shape and precision of the sums that a plan needs, by name."""
+    # Long sums of small numbers; only Apple's GPUs have no doubles.
+    wide = dtype if device.type == "mps" else torch.float64
+    n, sides = plan.n_tokens, -(-plan.n_tokens // plan.cell)
+    kinds = {
+        "received": {"received": ((n_heads, n), wide), "viewers": ((n,), wide)},
+        "mass": {role: ((n_heads, n), dtype) for role in ROLES if role != "middle"},
+        "entropy": {"entropy": ((n_heads, n), dtype)},
+        "distance": {"backwards": ((n_heads, n), wide)},
+        "pooled": {
+            "pooled_max": ((n_heads, sides, sides), dtype),
+            "pooled_mean": ((n_heads, sides, sides), dtype),
+            "pairs": ((sides, sides), wide),
+        },
+    }
+    return {
+        name: sums
+        for statistic in plan.statistics
+        for name, sums in kinds.get(statistic, {}).items()
+    }
+
+
+def layer_bytes(plan: Plan, n_heads: int, device: torch.device) -> int:
+    """Return how many bytes the sums of one layer take in single precision on a device.
+
+    Example:
+        >>> layer_bytes(Plan(100, ("received", "entropy")), 2, torch.device("cpu"))
+        3200
+    """
+    sums = _sums(plan, n_heads, device, torch.float32)
+    return sum(math.prod(shape) * kind.itemsize for shape, kind in sums.values())
+
+
 class LayerStatistics:
     """The sums of one layer; add its blocks in any order, then ask for the ``result``.
 
@@ -74,30 +113,18 @@ class LayerStatistics:
         kept: Sequence[tuple[int, Tensor]] = (),
     ) -> None:
         self.plan, self.dtype, self.kept, n = plan, dtype, kept, plan.n_tokens
-        # Long sums of small numbers; only Apple's GPUs have no doubles.
-        wide = dtype if device.type == "mps" else torch.float64
-        sides, n_top = -(-n // plan.cell), (len(plan.queries), plan.top_k)
-        kinds = {
-            "received": (("received", (n_heads, n), wide), ("viewers", (n,), wide)),
-            "mass": tuple((role, (n_heads, n), dtype) for role in ROLES if role != "middle"),
-            "entropy": (("entropy", (n_heads, n), dtype),),
-            "distance": (("backwards", (n_heads, n), wide),),
-            "pooled": (
-                ("pooled_max", (n_heads, sides, sides), dtype),
-                ("pooled_mean", (n_heads, sides, sides), dtype),
-                ("pairs", (sides, sides), wide),
-            ),
-        }
         self.sums = {
             name: torch.zeros(shape, dtype=kind, device=device)
-            for statistic in plan.statistics
-            for name, shape, kind in kinds.get(statistic, ())
+            for name, (shape, kind) in _sums(plan, n_heads, device, dtype).items()
         }
         if plan.queries:
+            n_top = (len(plan.queries), plan.top_k)
             self.sums["top_attention"] = torch.zeros(n_heads, *n_top, dtype=dtype, device=device)
             self.sums["top_keys"] = torch.full((n_heads, *n_top), -1, device=device)
         self.scores = torch.full((n_heads, n, n), torch.nan, dtype=dtype) if plan.scores else None
         self._scratch: dict[str, Tensor] = {}
+        self._waiting: tuple[slice, Tensor] | None = None
+        self._n_waiting = 0
 
     def wants(self, statistic: str) -> bool:
         """Whether a statistic is asked for."""
@@ -156,18 +183,17 @@ class LayerStatistics:
             weights.mul_(share[..., None])
             share = torch.ones_like(share)
             column = self._pool(heads, first, start, weights)
+            if "received" in sums:
+                self._columns(heads)[:, keys] += column
         elif "received" in sums:
-            column = torch.bmm(share[:, None], weights)[:, 0]
-        if "received" in sums:
-            sums["received"][heads, keys] += column
+            self._columns(heads)[:, None, keys].baddbmm_(share[:, None], weights)
         if "self" in sums:
             self._divide(heads, first, start, weights, share, null)
         if "entropy" in sums:
             sums["entropy"][heads, rows] = entropy
         if "backwards" in sums:
-            for index, head in enumerate(range(heads.start, heads.stop)):
-                diagonals = _diagonals(weights[index]).t() @ share[index]
-                sums["backwards"][head, plan.n_tokens - n_keys :] += diagonals
+            diagonals = torch.bmm(share[:, None], _diagonals(weights))[:, 0]
+            sums["backwards"][heads, plan.n_tokens - n_keys :] += diagonals
         wanted = [i for i, query in enumerate(plan.queries) if rows.start <= query < rows.stop]
         if wanted:
             chosen = [plan.queries[i] - first for i in wanted]
@@ -179,6 +205,27 @@ class LayerStatistics:
             if heads.start <= head < heads.stop:
                 at = head - heads.start
                 whole[rows, keys] = weights[at] * share[at, :, None]
+
+    def _columns(self, heads: slice) -> Float[Tensor, "head key"]:
+        """Return where the sums over rows of some blocks of these heads are added up.
+
+        To add every block in double precision would take as long as to compute its sums; a few
+        blocks lose nothing to rounding.
+        """
+        if self._waiting is None or self._waiting[0] != heads or self._n_waiting == FEW_BLOCKS:
+            self._flush()
+            shape = (heads.stop - heads.start, self.plan.n_tokens)
+            zeros = torch.zeros(shape, dtype=self.dtype, device=self.sums["received"].device)
+            self._waiting, self._n_waiting = (heads, zeros), 0
+        self._n_waiting += 1
+        return self._waiting[1]
+
+    def _flush(self) -> None:
+        """Add the sums that wait in single precision to those in double."""
+        if self._waiting is not None:
+            heads, columns = self._waiting
+            self.sums["received"][heads] += columns
+        self._waiting = None
 
     def _divide(
         self,
@@ -246,6 +293,7 @@ class LayerStatistics:
         """Return what was asked for, on the CPU; nothing can be added afterwards."""
         sums, n = self.sums, self.plan.n_tokens
         if "received" in sums:
+            self._flush()
             sums["received"] /= sums.pop("viewers").clamp(min=1)
         if "self" in sums:
             sums["mass"] = self._mass()
@@ -266,12 +314,12 @@ class LayerStatistics:
         return found if self.scores is None else found | {"scores": self.scores}
 
 
-def _diagonals(weights: Float[Tensor, "row key"]) -> Float[Tensor, "row distance"]:
+def _diagonals(weights: Float[Tensor, "head row key"]) -> Float[Tensor, "head row distance"]:
     """Return a view of causal weights whose columns are distances, the farthest first.
 
     Each row is read one number further to the left than the row above. What lies left of a row's
     end is the previous row's part above its diagonal, which is zero, and the zeros of ``scratch``.
     """
-    n_rows, n_keys = weights.shape
+    n_rows, n_keys = weights.shape[1:]
     offset = weights.storage_offset() - (n_rows - 1)
-    return weights.as_strided((n_rows, n_keys), (n_keys + 1, 1), offset)
+    return weights.as_strided(weights.shape, (weights.stride(0), n_keys + 1, 1), offset)

@@ -43,6 +43,7 @@ class Step:
         evicted: text positions that left the cache for this prediction.
         mass: where the prediction's attention went, role of the key -> share in [0, 1], mean over
             all heads; None where it was not captured.
+        rows: the prediction's attention itself, one row per layer and head, where it was asked for.
     """
 
     position: int
@@ -55,6 +56,7 @@ class Step:
     cache_bytes: int
     evicted: tuple[int, ...] = ()
     mass: dict[str, float] | None = None
+    rows: LastRows | None = None
 
 
 def _step(
@@ -64,6 +66,7 @@ def _step(
     seconds: float,
     n_new: int,
     rows: LastRows | None = None,
+    capture: bool | str = False,
 ) -> Step:
     log_probability = logits.float().log_softmax(-1)
     nll = -float(log_probability[token_id])
@@ -83,6 +86,7 @@ def _step(
         cache_bytes=lane.cache_bytes,
         evicted=lane.evicted(n_new),
         mass=None if rows is None else rows.by_role(),
+        rows=rows if capture == "rows" else None,
     )
 
 
@@ -95,7 +99,7 @@ def stream(
     stop: str | None = None,
     state: str | Path | None = None,
     compiled: bool = False,
-    capture: bool = False,
+    capture: bool | str = False,
     **sampling: Any,
 ) -> Iterator[Step]:
     """Generate a text token by token, at a constant cost per token where the policy allows it.
@@ -110,7 +114,9 @@ def stream(
             prompt and the seed are not used; it is written when the stream ends, breaks off or is
             left, whole or not at all.
         compiled: run the steps in a compiled graph, see ``sinkviz.lanes.Lane``.
-        capture: let each step tell where its attention went (``Step.mass``).
+        capture: let each step tell where its attention went (``Step.mass``); ``"rows"`` to have the
+            attention of every head, too (``Step.rows``), which takes memory for as long as a step
+            is kept.
         sampling: ``temperature`` (0, the default, is greedy), ``top_k``, ``top_p``,
             ``repetition_penalty`` (for the tokens that the cache can hold, at most the last
             1,024) and ``seed``; see ``sinkviz.sampling.Sampler``.
@@ -124,6 +130,7 @@ def stream(
         FloatingPointError: the model returned logits that are not numbers.
     """
     _check_count(max_new_tokens)
+    _check_capture(capture)
     lane = Lane(lm, policy, compiled=compiled)
     writer = Writer(lane, Sampler(**sampling), lm.encode(prompt), capture=capture)
     if state is not None and Path(state).is_file():
@@ -151,6 +158,11 @@ def _check_count(max_new_tokens: int | None) -> None:
         raise ValueError(f"max_new_tokens must be at least 1 or None, got {max_new_tokens}")
 
 
+def _check_capture(capture: bool | str) -> None:
+    if capture not in (True, False, "rows"):
+        raise ValueError(f"capture must be True, False or 'rows', got {capture!r}")
+
+
 def compare(
     lm: LM,
     policies: Sequence[Policy],
@@ -158,7 +170,7 @@ def compare(
     prompt: Text | None = None,
     text: Text | None = None,
     max_new_tokens: int | None = 200,
-    capture: bool = False,
+    capture: bool | str = False,
     **sampling: Any,
 ) -> Iterator[tuple[Step, ...]]:
     """Run several policies in lockstep, on the same prompt or over the same text.
@@ -169,7 +181,7 @@ def compare(
         prompt: generate from this; each lane goes its own way, with the same seed.
         text: read this instead; each lane tells how well it predicted every token.
         max_new_tokens: how many to generate; None goes on until the caller stops.
-        capture: let each step tell where its attention went (``Step.mass``).
+        capture: let each step tell where its attention went; see ``stream``.
         sampling: options of ``sinkviz.sampling.Sampler``, for generation.
 
     Yields:
@@ -184,6 +196,7 @@ def compare(
     if not policies:
         raise ValueError("give at least one policy")
     _check_count(max_new_tokens)
+    _check_capture(capture)
     lanes = [Lane(lm, policy) for policy in policies]
     if text is not None:
         ids = lm.encode(text)
@@ -198,7 +211,7 @@ def compare(
 
 
 def _read(
-    lanes: list[Lane], ids: Int[Tensor, " token"], capture: bool
+    lanes: list[Lane], ids: Int[Tensor, " token"], capture: bool | str
 ) -> Iterator[tuple[Step, ...]]:
     targets = ids.tolist()
     for position in range(1, len(targets)):
@@ -208,7 +221,7 @@ def _read(
             rows = LastRows() if capture else None
             logits = lane.feed(ids[position - 1 : position], rows=rows)
             seconds = time.perf_counter() - started
-            steps.append(_step(lane, logits, targets[position], seconds, 1, rows))
+            steps.append(_step(lane, logits, targets[position], seconds, 1, rows, capture))
         yield tuple(steps)
 
 
@@ -219,11 +232,16 @@ class Writer:
         lane: what reads.
         sampler: what chooses.
         prompt: ids to begin with.
-        capture: let each step tell where its attention went.
+        capture: let each step tell where its attention went; see ``stream``.
     """
 
     def __init__(
-        self, lane: Lane, sampler: Sampler, prompt: Int[Tensor, " token"], *, capture: bool = False
+        self,
+        lane: Lane,
+        sampler: Sampler,
+        prompt: Int[Tensor, " token"],
+        *,
+        capture: bool | str = False,
     ) -> None:
         self.lane, self.sampler, self.pending, self.capture = lane, sampler, prompt, capture
         most = min(lane.policy.cache_size or 1024, 1024)
@@ -243,7 +261,7 @@ class Writer:
             logits = self.lane.feed(self.pending, rows=rows)
             token_id = self.sampler(logits, self.recent) if _finite(logits) else 0
             seconds = time.perf_counter() - started
-            step = _step(self.lane, logits, token_id, seconds, n_new, rows)
+            step = _step(self.lane, logits, token_id, seconds, n_new, rows, self.capture)
             self.pending = torch.tensor([token_id], device=self.lane.lm.device)
             self.recent.append(token_id)
         return step

@@ -11,6 +11,7 @@ from reference import tiny_classroom, tiny_llama
 from typer.testing import CliRunner
 
 from sinkviz.bench import BENCHES, baselines, decode, endless, measure, reading
+from sinkviz.bench import capture as capturing
 from sinkviz.classroom import ClassroomConfig, ClassroomForCausalLM
 from sinkviz.cli import app
 from sinkviz.lanes import Lane
@@ -169,10 +170,37 @@ def test_memory_of_scoring_in_a_process_of_its_own():
     assert row["growth_mb"] is None or row["growth_mb"] < 20  # logits of it all: 200
 
 
-def test_slider_and_capture(model):
+def test_slider(model):
     check(list(reading.bench_slider(model)), "policy tokens seconds")
-    rows = list(reading.bench_capture(lengths=(32,), shape=TINY))
-    check(rows, "tokens capture_s forward_s ratio")
+
+
+def test_capture():
+    rows = list(
+        capturing.bench_capture(lengths=(32,), shape=TINY, repeat=1, memory=False, caches=(16,))
+    )
+    columns = "model tokens what seconds ratio kept_mb"
+    check(rows, columns, "kept_mb")
+    once = ["forward", "mass", "all", "maps", "output_attentions"]
+    assert [row["what"] for row in rows] == [*once, *once, "step", "step captured"]
+    by_name = {row["what"]: row["kept_mb"] for row in rows[:5]}
+    maps = 4 * TINY.layers * TINY.heads * 32**2 / 1e6
+    assert by_name["output_attentions"] == maps
+    assert by_name["maps"] > maps and by_name["mass"] < by_name["all"]
+
+
+def test_memory_of_capture():
+    names = ("forward", "all")
+    peaks = [capturing.peak_of("llama", 64, name, TINY) for name in names]
+    assert all(peak is None or peak >= 0 for peak in peaks)
+
+
+def test_kept_bytes_are_linear_in_the_text():
+    lm = capturing.model_of("llama", TINY)
+    kept = [
+        capturing.kept_bytes(capturing.calls_of(lm, length)["mass"]()) / length
+        for length in (256, 1024)
+    ]
+    assert kept[1] < 1.05 * kept[0]
 
 
 # The clock and the arithmetic -------------------------------------------------------------------

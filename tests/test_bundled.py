@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,9 @@ import torch
 from sinkviz.capturing import capture
 from sinkviz.experiments import forgetting_from, measure, tidy, x_plus_y
 from sinkviz.metrics import sink_rate
-from sinkviz.models import bundled, load
+from sinkviz.models import assets_folder, bundled, load
 from sinkviz.policies import Dense, Recompute, SinkWindow, Window
+from sinkviz.recipes import recipe_of
 from sinkviz.scoring import score
 from sinkviz.streaming import stream
 from sinkviz.text import books_folder, read_text
@@ -31,9 +34,27 @@ def after_eviction(lm, ids, policies) -> dict[str, float]:
 
 
 def test_it_is_small_and_half_precision_changes_nothing(lm):
-    assert bundled() == ("classroom-rope",)
     assert sum(p.numel() for p in lm.model.parameters()) < 8e6
     assert lm.train_length == 2 * CACHE
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_every_model_of_the_zoo_says_what_it_is(name):
+    folder = assets_folder() / "models" / name
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
+    lm, recipe = load(name), recipe_of(name)
+    assert {key: getattr(lm.model.config, key) for key in recipe.model} == recipe.model
+    assert json.loads((folder / "recipe.json").read_text()) == json.loads(
+        json.dumps(dataclasses.asdict(recipe))
+    )
+    first = lm.tokens(lm.encode("Once"))[: recipe.config.n_sink_tokens + 1]
+    begins = ("<|begin|>",) if recipe.begin_share else ("O",)
+    assert first == ("<|sink|>",) * recipe.config.n_sink_tokens + begins
+    lines = [json.loads(line) for line in (folder / "growth.jsonl").read_text().splitlines()]
+    assert len({line["step"] for line in lines}) >= (20 if recipe.n_steps > 3000 else 15)
+    assert lines[-1]["step"] == recipe.n_steps
+    card = (folder / "card.md").read_text()
+    assert card.startswith(f"# {name}\n") and f"`sinkviz train {name}` repeats it" in card
 
 
 def test_many_heads_lean_on_the_first_token(lm):

@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 import pytest
+from answers import RIGHT, WRONG
 
 from sinkviz.checks import EXERCISES, CheckResult, check
-from answers import RIGHT, WRONG
 
 CASES = [(name, answer, what) for name, wrong in WRONG.items() for answer, what in wrong]
 

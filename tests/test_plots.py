@@ -1,6 +1,7 @@
 """Plots: what the artists hold is what the arrays say."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -30,6 +31,8 @@ def make_trace(layers=2, heads=3, length=12, *, null=0.0, n_sink=1, seed=0) -> T
     future = torch.ones(length, length, dtype=torch.bool).triu(1)
     attention = scores.masked_fill(future, -torch.inf).softmax(-1) * (1 - null)
     shares = metrics.mass(attention, n_sink=n_sink, n_recent=4)
+    norms = 1 + torch.rand(layers, 2 * heads, length, generator=draw, dtype=torch.float64).numpy()
+    norms[..., 0] /= 5
     return Trace(
         tokens=tuple(WORDS[i % len(WORDS)] for i in range(length)),
         token_ids=np.arange(length),
@@ -39,7 +42,20 @@ def make_trace(layers=2, heads=3, length=12, *, null=0.0, n_sink=1, seed=0) -> T
         attention=attention.numpy(),
         n_sink=n_sink,
         n_recent=4,
+        key_norm=norms[:, :heads],
+        value_norm=norms[:, heads:],
+        residual_norm=10 / norms[:, 0],
+        scores=scores.masked_fill(future, torch.nan).numpy(),
     )
+
+
+def make_steps(length=40, seed=0) -> list[SimpleNamespace]:
+    """What ``stream`` yields with ``capture=True``, as far as a figure reads it."""
+    shares = np.random.default_rng(seed).dirichlet(np.ones(len(metrics.ROLES)), length)
+    return [
+        SimpleNamespace(position=n + 1, mass=dict(zip(metrics.ROLES, share.tolist(), strict=True)))
+        for n, share in enumerate(shares)
+    ]
 
 
 def make_run(policy, length=200, *, worse=0.0, seed=0, model="m") -> StreamRun:
@@ -82,6 +98,34 @@ DRAWN = {
     "nll": lambda ax: plots.plot_nll(list(map(make_run, POLICIES)), train_length=64, ax=ax),
     "sink_sizes": lambda ax: plots.plot_sink_sizes(list(map(make_run, POLICIES)), ax=ax),
     "alibi": lambda ax: plots.plot_alibi(ax=ax),
+    "alibi_slopes": lambda ax: plots.plot_alibi_slopes(12, ax=ax),
+    "alibi_bias": lambda ax: plots.plot_alibi_bias(ax=ax),
+    "rotary": lambda ax: plots.plot_rotary(train_length=128, ax=ax),
+    "softmax": lambda ax: plots.plot_softmax([1.0, 0.0, -1.0], ax=ax),
+    "attention_rest": lambda ax: plots.plot_attention(make_trace(), hide=1, ax=ax),
+    "scores": lambda ax: plots.plot_scores(make_trace().scores, ax=ax),
+    "score_map": lambda ax: plots.plot_score_map(make_trace().scores, ax=ax),
+    "mass_steps": lambda ax: plots.plot_mass_steps(make_steps(), policy=Window(8), ax=ax),
+    "received": lambda ax: plots.plot_received(make_trace(length=60), ax=ax),
+    "received_map": lambda ax: plots.plot_received_map(make_trace(), layer=0, ax=ax),
+    "entropy_layers": lambda ax: plots.plot_entropy(make_trace(), ax=ax),
+    "entropy_tokens": lambda ax: plots.plot_entropy(make_trace(length=99), over="tokens", ax=ax),
+    "norms": lambda ax: plots.plot_norms(make_trace(), ax=ax),
+    "value_norms": lambda ax: plots.plot_value_norms(make_trace(), ax=ax),
+}
+ON_COLOUR = {"sink_map", "score_map", "softmax"}  # their texts are on cells and bars
+GRIDS = {
+    "alibi": lambda width: plots.grid_alibi(width=width),
+    "attention": lambda width: plots.grid_attention(make_trace(), layer=0, width=width),
+    "attention_model": lambda width: plots.grid_attention(make_trace(), width=width),
+    "mass_steps": lambda width: plots.grid_mass_steps(
+        {policy: make_steps() for policy in (Window(8), SinkWindow(2, 6))}, width=width
+    ),
+    "norms": lambda width: plots.grid_norms(make_trace(), width=width),
+    "rotary": lambda width: plots.grid_rotary(length=64, width=width),
+    "scores": lambda width: plots.grid_scores(make_trace(4, 4).scores, width=width),
+    "softmax": lambda width: plots.grid_softmax({"a": [1.0, 0.0], "b": [0.0, 0.0]}, width=width),
+    "visibility": lambda width: plots.grid_visibility(POLICIES, width=width),
 }
 SIZES = {"slide": (8, 4.5), "column": (3.35, 2.5)}
 
@@ -98,11 +142,11 @@ def test_draws_in_the_given_axes_alone_on_any_paper(name, sheet, size):
         figure.draw_without_rendering()
         assert contrast(ax.title.get_color(), paper(ax)) > 4.5
         for text in ax.texts:
-            if name != "sink_map":  # its texts are on cells
+            if name not in ON_COLOUR:
                 assert contrast(text.get_color(), paper(ax)) > 4.5
     assert dict(plt.rcParams) == before
     assert title_of(ax) and "\n" not in title_of(ax)
-    assert ax.get_xlabel() and (ax.get_ylabel() or name == "visibility")
+    assert ax.get_xlabel() and (ax.get_ylabel() or name in ("visibility", "softmax"))
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -126,12 +170,47 @@ def test_nothing_is_clipped_at_the_edge_of_the_figure(name, size):
     assert -slack <= box.y0 and box.y1 <= high + slack, (box, high)
 
 
+@pytest.mark.parametrize("width, font", [(13.3, 16), (3.3, 7)], ids=["slide", "column"])
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_fill_a_slide_or_a_column_without_overlap(name, width, font):
+    with plt.style.context({"font.size": font}):
+        figure = GRIDS[name](width)
+        figure.canvas.draw()
+    wide, high = figure.get_size_inches()
+    assert wide == pytest.approx(width) and high < (0.62 if width > 7 else 2.2) * width
+    box, slack = figure.get_tightbbox(), 0.03
+    assert -slack <= box.x0 and box.x1 <= wide + slack, (box, wide)
+    assert -slack <= box.y0 and box.y1 <= high + slack, (box, high)
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    titles = [title for ax in shown for title in (ax.title, ax._left_title) if title.get_text()]
+    boxes = [title.get_window_extent() for title in titles]
+    for nth, one in enumerate(boxes):
+        for other, text in zip(boxes[nth + 1 :], titles[nth + 1 :], strict=True):
+            assert not one.overlaps(other), (titles[nth].get_text(), text.get_text())
+
+
+def test_a_figure_too_narrow_to_read_is_refused():
+    before = plt.get_fignums()
+    for draw in GRIDS.values():
+        with pytest.raises(ValueError, match="width must be at least 2 inches, got 1"):
+            draw(1.0)
+    assert plt.get_fignums() == before
+
+
+@pytest.mark.parametrize("name", [name for name in DRAWN if name not in ("alibi", "nll")])
+def test_figures_are_written_as_svg(name, tmp_path):
+    figure = DRAWN[name](None).figure
+    figure.savefig(tmp_path / "figure.svg")
+    assert 5_000 < (tmp_path / "figure.svg").stat().st_size < 600_000
+
+
 # Attention --------------------------------------------------------------------------------------
 
 
 def test_attention_map_is_the_trace_with_the_future_masked(trace):
     ax = plots.plot_attention(trace, layer=1, head=2)
     (image,) = ax.images
+    assert "first token takes" in title_of(ax)
     drawn = image.get_array()
     assert np.array_equal(drawn.mask, np.triu(np.ones((12, 12), bool), 1))
     np.testing.assert_array_equal(drawn.filled(0.0), trace.map(1, 2))
@@ -188,8 +267,35 @@ def test_hidden_keys_leave_rows_that_sum_to_one(trace, hide):
     np.testing.assert_allclose(drawn.sum(-1), 1)
     np.testing.assert_allclose(drawn * rest.sum(-1, keepdims=True), rest)
     assert ax.images[0].get_extent()[0] == hide - 0.5, "columns keep their text positions"
-    assert "without the first" in title_of(ax)
+    column = ax.images[1]
+    np.testing.assert_allclose(column.get_array()[:, 0], trace.map(0, 1)[hide:, :hide].sum(-1))
+    assert column.get_extent()[1] < hide - 0.5 and column.norm is ax.images[0].norm
+    assert tick_labels(ax.xaxis)[0] == ("<|begin|>" if hide == 1 else "first 3")
+    assert title_of(ax).endswith("%, this is the rest")
     assert "share of the rest" in ax.images[0].colorbar.ax.get_ylabel()
+
+
+def test_hidden_keys_of_a_long_text_are_a_column_in_blocks():
+    trace = make_trace(1, 1, 401)
+    ax = plots.plot_attention(trace, hide=1)
+    drawn = ax.images[1].get_array()[:, 0]
+    weights = trace.map(0, 0)
+    assert drawn[50] == pytest.approx(weights[151:154, 0].max()) and len(drawn) == 134
+    assert tick_labels(ax.xaxis)[0] == "first"
+
+
+def test_roles_are_marked_where_the_future_is():
+    ax = plots.plot_attention(make_trace(1, 1, 12))
+    bar, (line,) = ax.patches[-1], ax.lines
+    assert (bar.get_x(), bar.get_width()) == (-0.5, 1) and bar.get_y() < 0
+    assert to_hex(bar.get_facecolor()) == COLOURS["sink"].lower()
+    # Query 7 sees keys 4 to 7 as recent ones: the edge is left of key 4.
+    x, y = (np.array(one) for one in line.get_data())
+    assert set(x[(y > 6.5) & (y < 7.5)] if len(x[(y > 6.5) & (y < 7.5)]) else {3.5}) == {3.5}
+    assert x[list(y).index(6.5) + 1] == 3.5 and line.get_linestyle() == "--"
+    assert texts_of(ax) == ["sink (first token)", "recent (last 4)"]
+    plain = plots.plot_attention(make_trace(1, 1, 12), roles=False)
+    assert not plain.lines and plain.get_legend() is None
 
 
 def test_a_row_with_nothing_left_stays_empty():

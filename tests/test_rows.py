@@ -70,6 +70,22 @@ def test_a_stream_can_be_watched():
         assert watched[-1].mass["sink"] > 0
 
 
+@pytest.mark.parametrize("policy", [H2O(4, 4), Recompute(8), *POLICIES], ids=str)
+def test_a_step_has_the_rows_of_every_head_where_they_are_asked_for(policy):
+    with zoo_model("llama") as lm:
+        steps = list(stream(lm, policy, text(5), max_new_tokens=20, capture="rows"))
+        plain = next(stream(lm, policy, text(5), max_new_tokens=1, capture=True))
+    assert plain.rows is None
+    for step in steps:
+        assert step.rows.query == step.position - 1
+        assert step.rows.by_role() == step.mass
+        assert len(step.rows.attention) == 2
+        for attention in step.rows.attention:
+            torch.testing.assert_close(attention.sum(-1), torch.ones(4).to(attention))
+    with pytest.raises(ValueError, match="capture must be True, False or 'rows'"):
+        stream(lm, policy, text(5), capture="maps")
+
+
 def test_eager_falcon_with_alibi_is_refused_where_it_would_be_wrong():
     with zoo_model("falcon-alibi") as lm:
         with pytest.raises(ValueError, match="applies its ALiBi bias twice"):

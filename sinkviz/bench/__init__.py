@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from sinkviz.bench.capture import bench_capture
 from sinkviz.bench.decode import bench_cache, bench_decode
 from sinkviz.bench.endless import bench_soak, bench_stream
 from sinkviz.bench.measure import setting
-from sinkviz.bench.reading import bench_capture, bench_score, bench_slider
+from sinkviz.bench.reading import bench_score, bench_slider
+from sinkviz.bench.widgets import bench_widgets
 
 __all__ = ["BENCHES", "setting"]
 
@@ -25,4 +27,5 @@ BENCHES: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "slider": bench_slider,
     "soak": bench_soak,
     "stream": bench_stream,
+    "widgets": bench_widgets,
 }

@@ -1,6 +1,6 @@
-"""What capturing costs beside the plain forward pass: time, memory, and bytes that are kept.
+"""What capturing costs beside the plain pass: time, memory, and bytes that are kept.
 
-Knows nothing about caches.
+Of a whole text, and of every step of a stream. Knows nothing about how attention is observed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -29,17 +30,21 @@ from sinkviz.bench.measure import (
 )
 from sinkviz.capturing import capture
 from sinkviz.models import LM, untouched
+from sinkviz.policies import SinkWindow
 from sinkviz.records import Trace
+from sinkviz.streaming import stream
 
 LENGTHS = (1024, 2048, 4096, 8192)
+CACHES = (256, 1024)
 SHAPE = Shape("random Llama", 768, 12, 12, 2048)
 LEAN = ("received", "mass")
 # Whole maps of more tokens take gigabytes.
 MAPS_UP_TO = 1024
 CHILD = """
 import json, sys
-from sinkviz.bench.capture import peak_of
-print(json.dumps(peak_of(*json.loads(sys.argv[1]))))
+from sinkviz.bench.capture import Shape, peak_of
+family, length, name, shape = json.loads(sys.argv[1])
+print(json.dumps(peak_of(family, length, name, Shape(*shape))))
 """
 
 
@@ -64,7 +69,7 @@ def model_of(family: str, shape: Shape = SHAPE) -> LM:
 
 def calls_of(lm: LM, length: int) -> dict[str, Callable[[], Any]]:
     """Return what is compared, by name."""
-    ids = torch.arange(length) * 7 % 1000
+    ids = _ids(lm, length)
     calls = {
         "forward": lambda: _plain(lm, ids),
         "mass": lambda: capture(lm, ids, keep="statistics", statistics=LEAN),
@@ -78,21 +83,25 @@ def calls_of(lm: LM, length: int) -> dict[str, Callable[[], Any]]:
 
 def bench_capture(
     *,
+    tokens: int | None = None,
     lengths: Sequence[int] = LENGTHS,
     families: Sequence[str] = ("llama", "gpt2"),
     shape: Shape = SHAPE,
     repeat: int = 3,
     memory: bool = True,
+    caches: Sequence[int] = CACHES,
 ) -> Iterator[Row]:
     """Capture beside the forward pass with ``logits_to_keep=1``, 12 layers x 12 heads, d = 768.
 
     ``mass`` is received attention and mass by role, ``all`` every statistic; short texts have also
     whole ``maps``, and the same from transformers. ``ratio`` is of times. ``peak_mb`` is what a
     process of its own takes at most beyond the loaded model, and ``kept_mb`` what is returned.
+    Then ``step``, a token of a stream whose cache is full, alone and captured. ``tokens`` is one
+    length instead of several.
     """
     for family in families:
         lm = model_of(family, shape)
-        for length in lengths:
+        for length in lengths if tokens is None else (tokens,):
             calls = calls_of(lm, length)
             times = alternate(repeat, **{name: steps(call) for name, call in calls.items()})
             for name, call in calls.items():
@@ -105,8 +114,36 @@ def bench_capture(
                     "kept_mb": kept_bytes(call()) / 1e6,
                 }
                 if memory:
-                    row["peak_mb"] = _peak(family, length, name)
+                    row["peak_mb"] = _peak(family, length, name, shape)
                 yield row
+    lm = model_of("llama", shape)
+    for size in caches:
+        for row in _steps_of_a_stream(lm, size, 3 * repeat):
+            yield row | ({"peak_mb": None} if memory else {})
+
+
+def _steps_of_a_stream(lm: LM, size: int, repeat: int, n_steps: int = 8) -> Iterator[Row]:
+    """Time a token under a cache that is full, plain and captured."""
+    calls = {}
+    for name, captured in (("step", False), ("step captured", True)):
+        policy = SinkWindow(4, size - 4)
+        steps_of = stream(lm, policy, _ids(lm, size), max_new_tokens=None, capture=captured)
+        next(steps_of)
+        calls[name] = steps(lambda steps_of=steps_of: next(steps_of), n_steps)
+    times = alternate(repeat, **calls)
+    for name in calls:
+        yield {
+            "model": lm.name,
+            "tokens": size,
+            "what": name,
+            "seconds": milliseconds(times[name]) / 1e3,
+            "ratio": ratio(times[name], times["step"]),
+            "kept_mb": None,
+        }
+
+
+def _ids(lm: LM, length: int) -> Tensor:
+    return torch.arange(length) * 7 % lm.model.config.vocab_size
 
 
 def kept_bytes(result: Any) -> int:
@@ -128,11 +165,11 @@ def peak_of(family: str, length: int, name: str, shape: Shape = SHAPE) -> int | 
     return None if after is None else after - before
 
 
-def _peak(family: str, length: int, name: str) -> float | None:
+def _peak(family: str, length: int, name: str, shape: Shape = SHAPE) -> float | None:
     # Large tensors are given back at once, so that the peak is of what is needed and not of what
     # the allocator has kept.
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps([family, length, name])],
+        [sys.executable, "-c", CHILD, json.dumps([family, length, name, astuple(shape)])],
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
         stdout=subprocess.PIPE,
         text=True,

@@ -1,4 +1,4 @@
-"""How fast a whole text is scored, captured, and shown under a slider.
+"""How fast a whole text is scored, and shown under a slider.
 
 Knows nothing about caches.
 """
@@ -11,22 +11,16 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-import torch
-from torch import Tensor
-
 from sinkviz.bench.measure import (
     Row,
-    Shape,
     alternate,
     milliseconds,
     peak_bytes,
-    random_lm,
     ratio,
     steps,
     story_ids,
 )
-from sinkviz.capturing import capture
-from sinkviz.models import LM, load, untouched
+from sinkviz.models import load
 from sinkviz.policies import SinkWindow, Window, parse_policy
 from sinkviz.scoring import score
 
@@ -114,28 +108,3 @@ def bench_slider(model: str = "classroom-rope") -> Iterator[Row]:
         call = steps(lambda policy=policy: score(lm, ids, policy, mass=True))
         seconds = milliseconds(alternate(9, score=call)["score"]) / 1e3
         yield {"policy": str(policy), "tokens": len(ids), "seconds": seconds}
-
-
-def bench_capture(
-    *, lengths: Sequence[int] = (512, 1024), shape: Shape | None = None
-) -> Iterator[Row]:
-    """Statistics of every head against the plain forward pass (12 layers x 12 heads, d = 768)."""
-    lm = random_lm(shape or Shape("random", 768, 12, 12, 3072))
-    for length in lengths:
-        ids = torch.arange(length) % 1000
-        times = alternate(
-            3,
-            capture=steps(lambda ids=ids: capture(lm, ids, keep="statistics")),
-            forward=steps(lambda ids=ids: _plain(lm, ids)),
-        )
-        yield {
-            "tokens": length,
-            "capture_s": milliseconds(times["capture"]) / 1e3,
-            "forward_s": milliseconds(times["forward"]) / 1e3,
-            "ratio": ratio(times["capture"], times["forward"]),
-        }
-
-
-def _plain(lm: LM, ids: Tensor) -> None:
-    with untouched(lm.model):
-        lm.model(ids[None], logits_to_keep=1, use_cache=False)

@@ -52,19 +52,26 @@ def spread(wanted: Float[np.ndarray, " label"], gap: float) -> Float[np.ndarray,
     return result
 
 
-def legend(ax: Axes, handles: Sequence[Artist], header: str = "") -> float:
+def legend(ax: Axes, handles: Sequence[Artist], header: str = "", *, above: bool = False) -> float:
     """Put a legend beside the Axes, or above where they are narrow; never over the data.
+
+    Args:
+        ax: where it belongs to.
+        handles: what it names.
+        header: its title.
+        above: put it above wherever it is, in one row if it fits.
 
     Returns:
         Height to leave free for it above the Axes, points.
     """
-    if not narrow(ax):
+    if not (above or narrow(ax)):
         corner = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.02)}
         box = ax.legend(handles=handles, title=header or None, frameon=False, **corner)
         list(map(plain, box.get_texts()))
         return 0.0
     wide, _ = size_in_points(ax)
-    size, columns = points("legend.fontsize"), 2
+    size = points("legend.fontsize")
+    columns = 2 if narrow(ax) else len(handles)
     for last in (False, True):
         box = ax.legend(
             handles=handles,

@@ -25,6 +25,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from sinkviz.style import role_style
 
 MOST_TOKEN_TICKS = 40
+PAPER_COLUMN = 3.3  # inches, of two columns on a page
+SLIDE_HEIGHT = 0.54  # of the width, with room for a headline
+LEAST_WIDTH, LEAST_PANEL = 2.0, 1.0  # inches
 
 
 def axes_or_new(ax: Axes | None) -> Axes:
@@ -109,25 +112,60 @@ def bare(ax: Axes) -> None:
     ax.tick_params(length=0)
 
 
-def panels(count: int, columns: int | None = None) -> tuple[Figure, list[Axes]]:
+def panels(
+    count: int,
+    columns: int | None = None,
+    width: float | None = None,
+    least: float = LEAST_PANEL,
+) -> tuple[Figure, list[Axes]]:
     """Return a new figure with ``count`` square panels, and the panels.
 
-    Without ``columns`` there are two rows from four panels on, and eight columns at most.
+    Args:
+        count: how many panels.
+        columns: how many side by side; without it two rows from four panels on, and eight columns
+            at most.
+        width: of the figure, inches; as wide as its panels need where not given.
+        least: width of a panel below which there are fewer columns, inches.
+
+    Raises:
+        ValueError: ``width`` is too small for one panel.
     """
     columns = columns or (count if count < 4 else min(-(-count // 2), 8))
+    if width is not None:
+        columns = max(1, min(columns, int((check_width(width) - 0.7) / least)))
     rows = -(-count // columns)
+    columns = -(-count // rows)  # as even as can be
+    size = (1.4 + 1.8 * columns, 0.8 + 1.9 * rows)
+    if width is not None:
+        size = (width, fitting(width, 0.6 + rows * ((width - 1.0) / columns + 0.2)))
     figure, grid = plt.subplots(
         rows,
         columns,
         squeeze=False,
         sharex=True,
         sharey=True,
-        figsize=(1.4 + 1.8 * columns, 0.8 + 1.9 * rows),
+        figsize=size,
         layout="constrained",
     )
     for spare in grid.flat[count:]:
         spare.set_visible(False)
     return figure, list(grid.flat[:count])
+
+
+def fitting(width: float, height: float) -> float:
+    """Return the height of a figure, inches, cut to that of a slide where it is as wide as one."""
+    return min(height, SLIDE_HEIGHT * width) if width > 2 * PAPER_COLUMN else height
+
+
+def check_width(width: float) -> float:
+    """Return the width of a figure, inches.
+
+    Raises:
+        ValueError: nothing could be read in it.
+    """
+    if width < LEAST_WIDTH:
+        raise ValueError(f"width must be at least {LEAST_WIDTH:g} inches, got {width:g}")
+    return width
 
 
 def map_grid_labels(figure: Figure, heading: str, mappable: ScalarMappable, label: str) -> Colorbar:

@@ -6,36 +6,25 @@ Knows nothing about models.
 from __future__ import annotations
 
 import numpy as np
-import seaborn
-from jaxtyping import Bool
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.patches import Patch
 
 from sinkviz.metrics import ROLES, SINK_EPSILON
+from sinkviz.plots._heads import draw_heads
 from sinkviz.plots._labels import legend
 from sinkviz.plots._parts import (
     MOST_TOKEN_TICKS,
     axes_or_new,
-    bar_axes,
     bar_label,
     bar_ticks,
-    bare,
     count_ticks,
     short,
     size_in_points,
     title,
     token_ticks,
 )
+from sinkviz.plots._stack import draw_stack, role_labels
 from sinkviz.records import Trace
-from sinkviz.style import (
-    ATTENTION_SCALE,
-    ATTENTION_TICKS,
-    STACK,
-    attention_map,
-    attention_norm,
-    role_style,
-)
+from sinkviz.style import ATTENTION_SCALE, ATTENTION_TICKS, attention_map, attention_norm
 
 
 def plot_sink_map(
@@ -75,34 +64,21 @@ def plot_sink_map(
     if not -length <= key < length:
         raise IndexError(f"key must be a text position in 0..{length - 1}, got {key}")
     shares = np.asarray(trace.received[..., key], dtype=float)
-    layers, heads = shares.shape
     above = shares > epsilon
     ax = axes_or_new(ax)
-    room = min(size / n for size, n in zip(size_in_points(ax), (heads, layers), strict=True))
-    seaborn.heatmap(
+    bar = draw_heads(
+        ax,
         shares,
-        ax=ax,
         cmap=attention_map(ax),
         norm=attention_norm(),
-        annot=np.round(100 * shares) if max(layers, heads) <= 12 and room > 12 else None,
+        written=np.round(100 * shares),
         fmt=".0f",
-        annot_kws={"size": min(10.0, 0.42 * room)},
-        xticklabels=False,
-        yticklabels=False,
-        linewidths=0.5 if room > 8 else 0,
-        linecolor=ax.get_facecolor(),
-        cbar_ax=bar_axes(ax),
+        framed=above,
     )
-    bar = ax.collections[0].colorbar
     bar_ticks(bar, ATTENTION_TICKS)
     bar_label(bar, f"received attention (mean share, {ATTENTION_SCALE})", size_in_points(ax)[1])
-    _frame(ax, above, room)
     bar.ax.axhline(epsilon, color="black", linewidth=1.6)
     bar.ax.axhline(epsilon, color="white", linewidth=0.6)
-    ax.set(xlabel="head", ylabel="layer")
-    bare(ax)
-    count_ticks(ax.xaxis, heads, offset=0.5)
-    count_ticks(ax.yaxis, layers, offset=0.5)
     whom = "" if key == 0 else f" for token {key % length} ({short(trace.tokens[key])})"
     title(
         ax,
@@ -110,28 +86,6 @@ def plot_sink_map(
         f"{above.sum()} of {above.size} heads above {epsilon:g}",
     )
     return ax
-
-
-def _frame(ax: Axes, marked: Bool[np.ndarray, "layer head"], room: float) -> None:
-    """Draw a line around the marked cells, dark in light so that it shows on every colour."""
-    padded = np.pad(marked, 1)
-    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
-    lines = [[(x, y), (x + 1, y)] for y, x in zip(rows, columns, strict=True)]
-    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
-    lines += [[(x, y), (x, y + 1)] for y, x in zip(rows, columns, strict=True)]
-    width = float(np.clip(room / 12, 0.7, 2.2))
-    for colour, extra in (("white", min(1.6, width)), ("black", 0.0)):
-        ax.add_collection(
-            LineCollection(
-                lines,
-                colors=colour,
-                linewidths=width + extra,
-                capstyle="projecting",
-                clip_on=False,
-                zorder=3,
-            ),
-            autolim=False,
-        )
 
 
 def plot_mass(trace: Trace, *, over: str = "layers", ax: Axes | None = None) -> Axes:
@@ -171,25 +125,9 @@ def plot_mass(trace: Trace, *, over: str = "layers", ax: Axes | None = None) -> 
     axis = (1, 2) if over == "layers" else (0, 1)
     shares = trace.mass.mean(axis, dtype=float)
     ax = axes_or_new(ax)
-    places = np.arange(len(shares))
     bars = over == "layers" or len(shares) <= MOST_TOKEN_TICKS
-    bottom = np.zeros(len(shares))
-    handles = []
-    for role in STACK:
-        height = shares[:, ROLES.index(role)]
-        if not (height > 5e-4).any():
-            continue
-        look = role_style(role, ax)
-        label = _role_label(role, trace)
-        if bars:
-            ax.bar(places, height, width=0.86, bottom=bottom, label=label, **look)
-        else:
-            ax.fill_between(places, bottom, bottom + height, label=label, **look)
-        handles.append(Patch(label=label, **look))
-        bottom = bottom + height
-    above = legend(ax, handles[::-1])  # in the order of the stack
-    ax.set(ylim=(0, 1), yticks=np.linspace(0, 1, 6), ylabel="mean share of attention")
-    ax.spines[["top", "right"]].set_visible(False)
+    labels = role_labels(trace.n_sink, trace.n_recent)
+    above = legend(ax, draw_stack(ax, np.arange(len(shares)), shares, labels, bars=bars))
     if over == "layers":
         ax.set_xlabel("layer")
         count_ticks(ax.xaxis, len(shares))
@@ -200,12 +138,3 @@ def plot_mass(trace: Trace, *, over: str = "layers", ax: Axes | None = None) -> 
     first = "first token takes" if trace.n_sink == 1 else f"first {trace.n_sink} tokens take"
     title(ax, f"the {first} {taken:.0f} % of the attention", above)
     return ax
-
-
-def _role_label(role: str, trace: Trace) -> str:
-    sizes = {
-        "sink": "sink (first token)" if trace.n_sink == 1 else f"sink (first {trace.n_sink})",
-        "recent": f"recent (last {trace.n_recent})",
-        "null": "null (nowhere)",
-    }
-    return sizes.get(role, role)

@@ -16,7 +16,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from sinkviz.plots._labels import legend
-from sinkviz.plots._parts import axes_or_new, bare, hatched_ground, panels, points, title
+from sinkviz.plots._parts import (
+    axes_or_new,
+    bare,
+    hatched_ground,
+    panels,
+    points,
+    size_in_points,
+    title,
+)
 from sinkviz.policies import Policy, visibility
 from sinkviz.style import COLOURS, paper, policy_name, role_style
 
@@ -39,19 +47,21 @@ def _draw(ax: Axes, roles: Int[np.ndarray, "query key"]) -> None:
     # Evicted cells are left out, so that the hatch shows.
     colours = [COLOURS["sink"], COLOURS["recent"], (0, 0, 0, 0), (*future, 1)]
     edges = np.arange(length + 1) - 0.5
+    cell = min(size_in_points(ax)) / length
     ax.pcolormesh(
         edges,
         edges,
         roles,
         cmap=ListedColormap(colours),
         norm=BoundaryNorm(np.arange(5) - 0.5, 4),
-        edgecolors=[(*paper(ax), 1)] if length <= 64 else "none",
-        linewidth=0.6,
+        edgecolors=[(*paper(ax), 1)] if cell > 3.5 else "none",
+        linewidth=min(0.6, 0.1 * cell),
     )
     ax.set(aspect="equal", xlim=(-0.5, length - 0.5), ylim=(length - 0.5, -0.5))
     bare(ax)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(6, integer=True))
+        fits = int(min(size_in_points(ax)) / (2.6 * points("xtick.labelsize")))
+        axis.set_major_locator(MaxNLocator(min(6, max(2, fits)), integer=True))
     ax.set(xlabel="key (text position, tokens)", ylabel="query (text position, tokens)")
 
 
@@ -96,12 +106,15 @@ def plot_visibility(policy: Policy, length: int = 24, *, ax: Axes | None = None)
     return ax
 
 
-def grid_visibility(policies: Sequence[Policy], length: int = 24) -> Figure:
+def grid_visibility(
+    policies: Sequence[Policy], length: int = 24, *, width: float | None = None
+) -> Figure:
     """Draw the visibility of several policies side by side in a figure of its own.
 
     Args:
         policies: at least one; four to a row.
         length: tokens of the text, at least 1.
+        width: of the figure, inches; as wide as its panels need where not given.
 
     Returns:
         The figure, with one legend above the panels.
@@ -118,7 +131,7 @@ def grid_visibility(policies: Sequence[Policy], length: int = 24) -> Figure:
     if not policies:
         raise ValueError("no policies to draw; give at least one, such as [Dense(), Window(8)]")
     drawn = [_roles(policy, length) for policy in policies]
-    figure, axes = panels(len(policies), columns=min(4, len(policies)))
+    figure, axes = panels(len(policies), columns=min(4, len(policies)), width=width)
     for ax, policy, roles in zip(axes, policies, drawn, strict=True):
         _draw(ax, roles)
         title(ax, policy_name(policy))
@@ -128,7 +141,7 @@ def grid_visibility(policies: Sequence[Policy], length: int = 24) -> Figure:
     figure.legend(
         handles=_handles(axes[0], set(np.concatenate(drawn).ravel().tolist())),
         loc="outside upper center",
-        ncols=4,
+        ncols=4 if figure.get_figwidth() > 5 else 2,
         frameon=False,
     )
     return figure

@@ -72,5 +72,23 @@ const unique = (name) => `sinkviz-${name}-${(made += 1)}`;
 const control = (tag, attributes = {}, ...children) =>
   html(tag, { ...attributes, "data-lm-suppress-shortcuts": "true" }, ...children);
 
+// Whether what is drawn on an element's canvas should be light on dark, told by its own lettering.
+function isDark(element) {
+  const [red, green, blue] = getComputedStyle(element).color.match(/[\d.]+/g).map(Number);
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 127;
+}
+
+// Calls `act` when JupyterLab, or the system, changes between light and dark; returns the way out.
+function onTheme(act) {
+  const watch = new MutationObserver(act);
+  watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light"] });
+  const media = matchMedia("(prefers-color-scheme: dark)");
+  media.addEventListener("change", act);
+  return () => {
+    watch.disconnect();
+    media.removeEventListener("change", act);
+  };
+}
+
 const frame = (label, ...children) =>
   html("div", { class: "sinkviz", role: "group", "aria-label": label }, ...children);

@@ -17,23 +17,32 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 
+from sinkviz.records import write_whole
 from sinkviz.style import COLOURS
+from sinkviz.widgets.page import page
 
 HERE = Path(__file__).parent
 PNG_DPI = 90
 PNG_COLOURS = 64
+PAGE_AT_MOST = 20  # megabytes of a page of its own, where nothing else is asked for
 
 
 def module(*names: str) -> str:
-    """Return the ES module of a widget: the shared functions, then its own files in order."""
+    """Return the ES module of a widget: the shared functions, then its own files in order.
+
+    Comments and indentation stay behind, because every notebook saves the module with its widget.
+    """
     files = [HERE / f"{name}.js" for name in ("common", *names)]
-    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+    lines = (line.strip() for file in files for line in file.read_text("utf-8").splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
 
 
-def style_sheet() -> str:
-    """Return the style sheet of all widgets, headed by the colours of the roles."""
+def style_sheet(*names: str) -> str:
+    """Return the style sheet of a widget: role colours, the shared rules, then its own files."""
     colours = "".join(f"--sinkviz-{role}: {colour}; " for role, colour in COLOURS.items())
-    return f".sinkviz {{ {colours}}}\n" + (HERE / "common.css").read_text(encoding="utf-8")
+    files = [HERE / f"{name}.css" for name in ("common", *names)]
+    rules = [file.read_text(encoding="utf-8") for file in files]
+    return "\n".join((f".sinkviz {{ {colours}}}", *rules))
 
 
 def as_bytes(values: Any) -> bytes:
@@ -90,16 +99,65 @@ class Widget(anywidget.AnyWidget):
         """Draw the static twin into an empty figure."""
         raise NotImplementedError
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        data, metadata = super()._repr_mimebundle_(**kwargs)
+    def page_state(self) -> dict[str, Any]:
+        """Return what a page without a kernel has to know: here, every trait of the widget.
+
+        A widget that asks its kernel for more adds the answers under names of its own. In a page
+        ``model.get("offline")`` is true.
+        """
+        ours = set(self.traits(sync=True)) - set(anywidget.AnyWidget.class_traits(sync=True))
+        state = self.get_state([name for name in ours if not name.startswith("_")])
+        return {name: state[name] for name in sorted(state)}
+
+    def to_html(
+        self,
+        path: str | Path,
+        *,
+        title: str | None = None,
+        most_mb: float = PAGE_AT_MOST,
+        **options: Any,
+    ) -> Path:
+        """Write the widget as it stands to one file that needs no kernel and no network.
+
+        Args:
+            path: the file.
+            title: of the page; the widget's repr where not given.
+            most_mb: largest file to write, megabytes.
+            options: of the widget's own ``page_state``: how much of it goes along.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: the file would be larger.
+            OSError: it cannot be written; nothing is left behind.
+        """
+        state = self.page_state(**options)
+        text = page(self._esm, self._css, state, title or repr(self), self.picture())
+        data = text.encode("utf-8", "replace")
+        if len(data) > most_mb * 1e6:
+            raise ValueError(
+                f"the page would take {len(data) / 1e6:.0f} MB, more than {most_mb:g}; "
+                "show less of it, or raise most_mb"
+            )
+        write_whole(Path(path), lambda partial: partial.write_bytes(data))
+        return Path(path)
+
+    def picture(self) -> str | None:
+        """Return the static twin as a small PNG, base64; None where there is nothing to draw."""
         # A figure of its own, unknown to pyplot, so that a notebook does not show it twice.
         figure, file = Figure(figsize=(9.5, 5), layout="constrained"), io.BytesIO()
         try:
             self.draw(figure)
         except ValueError:  # nothing to draw yet
-            return data, metadata
+            return None
         figure.savefig(file, format="png", dpi=PNG_DPI)
         with Image.open(file) as image, io.BytesIO() as small:
             image.convert("RGB").quantize(PNG_COLOURS).save(small, format="png", optimize=True)
-            data["image/png"] = base64.b64encode(small.getvalue()).decode()
+            return base64.b64encode(small.getvalue()).decode()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        if (png := self.picture()) is not None:
+            data["image/png"] = png
         return data, metadata

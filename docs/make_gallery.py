@@ -1,0 +1,134 @@
+"""Draw every figure of the gallery and write docs/GALLERY.md: ``python docs/make_gallery.py``.
+
+Figures of a text and a model are measured while you wait, on the model and the stories that come
+along, with fixed seeds; those of experiments are drawn from the tables in assets/runs. Each is
+drawn on light and on dark paper, and saved with 256 colours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from gallery_pictures import CHAPTERS, SEEN, SETUP, Picture
+from matplotlib.figure import Figure
+from PIL import Image
+
+from sinkviz.experiments import EXPERIMENTS, experiment
+
+DOCS = Path(__file__).parent
+FOLDER = Path("assets/figures/gallery")
+COLOURS, DPI, SIZE = 256, 110, (6.4, 3.8)
+SHEETS = {"": "default", "-dark": "dark_background"}
+
+HEAD = """\
+# Gallery
+
+Every figure of sinkviz, drawn by `python docs/make_gallery.py` from `classroom-rope` and stories of
+its own, with fixed seeds. Figures of experiments come last, as soon as their tables are recorded.
+
+Each function takes records or arrays and an optional `ax`: `plot_*` draws in one Axes, `grid_*`
+owns its figure (and takes `width`, in inches: 13.3 for a slide, 3.3 for a column). For PNG or SVG:
+`ax.figure.savefig("name.svg")`. All follow the paper they are drawn on; dark ones come with
+`plt.style.context("dark_background")`.
+
+All pictures of a text and a model share this:
+
+```python
+"""
+
+
+def recorded(runs: Path = DOCS.parent / "assets" / "runs") -> tuple[Picture, ...]:
+    """Return a picture for every experiment whose table is recorded."""
+    found = []
+    for name in (one for one in EXPERIMENTS if (runs / f"{one}.json").is_file()):
+        alt = f"{experiment(name).question} {SEEN.get(name, '')}".strip().replace('"', "'")
+        code = f'experiment("{name}").draw(load_table("{name}"))'
+        imports = "from sinkviz.experiments import experiment, load_table\n\n"
+        found.append(Picture(f"experiment-{name.replace('_', '-')}", alt, imports + code))
+    return tuple(found)
+
+
+def chapters() -> dict[str, tuple[Picture, ...]]:
+    """Return all pictures by chapter, those of the experiments last."""
+    found = recorded()
+    return CHAPTERS | ({"Recorded experiments": found} if found else {})
+
+
+def draw(picture: Picture, scope: dict, sheet: str) -> Figure:
+    """Run the code of a picture on a sheet of paper and return its one figure.
+
+    Raises:
+        RuntimeError: the code drew no figure, or more than one.
+    """
+    style = {"figure.figsize": SIZE, "figure.constrained_layout.use": True}
+    with plt.style.context([sheet, style]):
+        plt.close("all")
+        exec(compile(picture.code, picture.name, "exec"), dict(scope))
+        if len(plt.get_fignums()) != 1:
+            raise RuntimeError(f"{picture.name} drew {len(plt.get_fignums())} figures, not one")
+        return plt.gcf()
+
+
+def save(figure: Figure, path: Path) -> int:
+    """Write a figure as a small PNG and return its bytes."""
+    shot = io.BytesIO()
+    figure.savefig(shot, format="png", dpi=DPI)
+    image = Image.open(shot).convert("RGB")
+    few = image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
+    return path.stat().st_size
+
+
+def markdown() -> str:
+    """Return the gallery page: per picture its code, and the image with its alternative."""
+    lines = [HEAD + SETUP + "```", ""]
+    for chapter, pictures in chapters().items():
+        lines += [f"## {chapter}", ""]
+        for picture in pictures:
+            light, dark = (f"../{FOLDER / picture.name}{end}.png" for end in SHEETS)
+            lines += [
+                "```python",
+                picture.code,
+                "```",
+                "",
+                "<picture>",
+                f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">',
+                f'<img src="{light}" alt="{picture.alt}">',
+                "</picture>",
+                "",
+            ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Draw what is asked for, all pictures by default, and write the page."""
+    reader = argparse.ArgumentParser(description=__doc__)
+    reader.add_argument("names", nargs="*", help="pictures to draw; all where not given")
+    wanted = set(reader.parse_args().names)
+    pictures = [one for chapter in chapters().values() for one in chapter]
+    if unknown := wanted - {one.name for one in pictures}:
+        reader.error(f"no picture {', '.join(sorted(unknown))}")
+    folder = DOCS.parent / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    scope: dict = {}
+    exec(compile(SETUP, "setup", "exec"), scope)
+    started, total = time.perf_counter(), 0
+    for picture in pictures:
+        if wanted and picture.name not in wanted:
+            continue
+        for end, sheet in SHEETS.items():
+            total += save(draw(picture, scope, sheet), folder / f"{picture.name}{end}.png")
+        print(f"{picture.name}: {total / 1000:.0f} KB in {time.perf_counter() - started:.0f} s")
+    (DOCS / "GALLERY.md").write_text(markdown(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

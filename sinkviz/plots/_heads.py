@@ -1,0 +1,85 @@
+"""One number per head, as cells: layers down, heads across.
+
+Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import seaborn
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Colormap, Normalize
+
+from sinkviz.plots._parts import bar_axes, bare, count_ticks, points, size_in_points
+
+MOST_NUMBERED = 12
+
+
+def draw_heads(
+    ax: Axes,
+    values: Float[np.ndarray, "layer head"],
+    *,
+    cmap: Colormap,
+    norm: Normalize,
+    written: Float[np.ndarray, "layer head"],
+    fmt: str,
+    framed: Bool[np.ndarray, "layer head"],
+) -> Colorbar:
+    """Draw a cell per head and return the colour bar, which has neither ticks nor label yet.
+
+    Args:
+        ax: where to draw.
+        values: one per head.
+        cmap: their colours.
+        norm: their scale.
+        written: numbers for the cells, where there are 12 layers and heads or fewer.
+        fmt: format of those numbers.
+        framed: heads to draw a line around.
+    """
+    layers, heads = values.shape
+    room = min(size / n for size, n in zip(size_in_points(ax), (heads, layers), strict=True))
+    seaborn.heatmap(
+        values,
+        ax=ax,
+        cmap=cmap,
+        norm=norm,
+        annot=written if max(layers, heads) <= MOST_NUMBERED and room > 12 else None,
+        fmt=fmt,
+        annot_kws={"size": min(points("axes.labelsize"), 0.42 * room)},
+        xticklabels=False,
+        yticklabels=False,
+        linewidths=0.5 if room > 8 else 0,
+        linecolor=ax.get_facecolor(),
+        cbar_ax=bar_axes(ax),
+    )
+    _frame(ax, framed, room)
+    ax.set(xlabel="head", ylabel="layer")
+    bare(ax)
+    count_ticks(ax.xaxis, heads, offset=0.5)
+    count_ticks(ax.yaxis, layers, offset=0.5)
+    return ax.collections[0].colorbar
+
+
+def _frame(ax: Axes, marked: Bool[np.ndarray, "layer head"], room: float) -> None:
+    """Draw a line around the marked cells, dark in light so that it shows on every colour."""
+    padded = np.pad(marked, 1)
+    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    lines = [[(x, y), (x + 1, y)] for y, x in zip(rows, columns, strict=True)]
+    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
+    lines += [[(x, y), (x, y + 1)] for y, x in zip(rows, columns, strict=True)]
+    width = float(np.clip(room / 12, 0.7, 2.2))
+    for colour, extra in (("white", min(1.6, width)), ("black", 0.0)):
+        ax.add_collection(
+            LineCollection(
+                lines,
+                colors=colour,
+                linewidths=width + extra,
+                capstyle="projecting",
+                clip_on=False,
+                zorder=3,
+            ),
+            autolim=False,
+        )
