@@ -39,15 +39,6 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(autouse=True)
-def closed_figures():
-    """Close the figures that a test leaves open."""
-    yield
-    import matplotlib.pyplot as plt
-
-    plt.close("all")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_cuda = pytest.mark.skip(reason="no CUDA device here")
     for item in items:

@@ -15,12 +15,13 @@ from sinkviz.experiments import measuring
 from sinkviz.experiments.asking import answers, ask_back, tokens_per_line
 from sinkviz.experiments.running import Cell, Claim, Experiment, Row, Setting
 from sinkviz.experiments.scales import (
+    GUESSING,
     PAPER,
     Verdict,
     beyond_chance,
+    gone,
     of_each_model,
     readable,
-    share_right,
     usual_cache,
 )
 from sinkviz.experiments.stretches import longest_input
@@ -142,15 +143,10 @@ def _judge_recall(table: pd.DataFrame) -> Verdict:
     rows = table[(table["kind"] == "recall") & (table["method"] == "SinkWindow")]
     if not len(rows):
         return None, "no tokenizer, so the model cannot be asked"
-    off, inside = beyond_chance(rows, seen=False), beyond_chance(rows, seen=True)
-    said = (
-        f"{share_right(rows, seen=True):.0%} right with the line in the cache, "
-        f"{share_right(rows, seen=False):.0%} without, chance {rows['chance'].mean():.0%} "
-        f"({off:+.1f} standard errors)"
-    )
-    if inside <= 3:
+    agrees, said = gone(rows)
+    if beyond_chance(rows, seen=True) <= GUESSING:
         return None, f"{said}: the model cannot do the task at all"
-    return abs(off) <= 3, said
+    return agrees, said
 
 
 @of_each_model

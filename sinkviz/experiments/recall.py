@@ -17,9 +17,11 @@ from sinkviz.experiments.limits import LIMITS
 from sinkviz.experiments.queries import choices_text, read_choices
 from sinkviz.experiments.running import Cell, Claim, Experiment, Row, Setting
 from sinkviz.experiments.scales import (
+    GUESSING,
     PAPER,
     Verdict,
     beyond_chance,
+    gone,
     of_each_model,
     share_right,
     usual_cache,
@@ -96,7 +98,7 @@ def _lines(table: pd.DataFrame) -> tuple[list[str], str]:
         rows = _of(table, task, "Recompute")
         if not len(rows):
             continue
-        if beyond_chance(rows, seen=True) > 3:
+        if beyond_chance(rows, seen=True) > GUESSING:
             able.append(task)
         else:
             said.append(
@@ -124,19 +126,10 @@ def _judge_sinks(table: pd.DataFrame) -> Verdict:
 @of_each_model
 def _judge_edge(table: pd.DataFrame) -> Verdict:
     able, cannot = _lines(table)
-    said, gone = [], []
-    for task in able:
-        rows = _of(table, task, "SinkWindow")
-        if rows["seen"].sum() == rows["queries"].sum():
-            continue
-        off = beyond_chance(rows, seen=False)
-        gone.append(abs(off) <= 3)
-        said.append(
-            f"{task}: {share_right(rows, seen=True):.0%} right with the line in the cache, "
-            f"{share_right(rows, seen=False):.0%} after it was evicted, chance "
-            f"{rows['chance'].mean():.0%} ({off:+.1f} standard errors)"
-        )
-    return (all(gone) if gone else None), "; ".join([*said, cannot]).strip("; ")
+    verdicts = {task: gone(_of(table, task, "SinkWindow")) for task in able}
+    said = [f"{task}: {words}" for task, (_, words) in verdicts.items()]
+    decided = [agrees for agrees, _ in verdicts.values() if agrees is not None]
+    return (all(decided) if decided else None), "; ".join([*said, cannot]).strip("; ")
 
 
 @of_each_model
@@ -167,7 +160,7 @@ def _judge_choices(table: pd.DataFrame) -> Verdict:
         f"{right['SinkWindow']:.0%} right with sinks, {right['Window']:.0%} with the window alone, "
         f"chance {chance:.0%}"
     )
-    if beyond_chance(_of(table, "arc", "SinkWindow")) <= 3:
+    if beyond_chance(_of(table, "arc", "SinkWindow")) <= GUESSING:
         return None, f"{said}: this model cannot do the task"
     return right["SinkWindow"] - right["Window"] > BETTER, said
 

@@ -20,6 +20,8 @@ from sinkviz.policies import Dense, Policy
 PAPER = "Xiao et al. 2023, arXiv 2309.17453"
 # What counts as no difference and as one: 5 % and 10 % of perplexity, in nats per token.
 ALIKE, WORSE = 0.05, 0.1
+# Standard errors of guessing within which nobody can tell; and queries that it takes to see it.
+GUESSING, FEWEST = 3.0, 10
 LONGEST_CACHE = 2048  # half of what Llama 2 was trained on, and the paper's largest in figure 3
 QUICK_CACHE = 64
 PER_OCTAVE = 4
@@ -52,7 +54,7 @@ def position_edges(cache_size: int, n_tokens: int) -> list[int]:
 
     Example:
         >>> position_edges(8, 20)
-        [1, 2, 3, 4, 5, 6, 8, 9, 11, 12, 14, 17, 20]
+        [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14, 17, 20]
     """
     edges = {1, n_tokens}
     step = -3 * PER_OCTAVE
@@ -142,6 +144,36 @@ def beyond_chance(rows: pd.DataFrame, *, seen: bool | None = None) -> float:
     if not asked or not 0 < chance < 1:
         return 0.0
     return (right / asked - chance) / (chance * (1 - chance) / asked) ** 0.5
+
+
+def gone(rows: pd.DataFrame) -> Verdict:
+    """Judge whether lines that have left the cache are no longer known, over all distances.
+
+    Agreement is that the share right is within ``GUESSING`` standard errors of guessing. The
+    distance that is furthest from it is named too, and not judged: queries of one text share their
+    guesses, so that a single distance strays further than its standard error says.
+
+    Args:
+        rows: of one task under one policy, as for ``share_right``, with ``distance`` (tokens).
+    """
+    beyond = rows[rows["queries"] - rows["seen"] >= FEWEST]
+    if not len(beyond):
+        return None, "too few queries about lines that have left the cache"
+    off = {
+        (row["distance"], share_right(row.to_frame().T, seen=False)): beyond_chance(
+            row.to_frame().T, seen=False
+        )
+        for _, row in beyond.iterrows()
+    }
+    (distance, share), worst = max(off.items(), key=lambda item: abs(item[1]))
+    said = (
+        f"{share_right(rows, seen=True):.0%} right with the line in the cache, "
+        f"{share_right(rows, seen=False):.0%} after it was evicted "
+        f"({beyond_chance(rows, seen=False):+.1f} standard errors from guessing), chance "
+        f"{rows['chance'].mean():.0%}; furthest from it {share:.0%} at {distance:.0f} tokens "
+        f"({worst:+.1f})"
+    )
+    return abs(beyond_chance(rows, seen=False)) <= GUESSING, said
 
 
 def _counted(rows: pd.DataFrame, seen: bool | None) -> tuple[float, float]:

@@ -64,8 +64,10 @@ function number(value) {
   return value < 1e5 ? count(Math.round(value)) : value.toExponential(1);
 }
 
+// Every widget has a module and a count of its own; the mark keeps the ids of two apart.
 let made = 0;
-const unique = (name) => `sinkviz-${name}-${(made += 1)}`;
+const MARK = Math.random().toString(36).slice(2, 10);
+const unique = (name) => `sinkviz-${name}-${MARK}-${(made += 1)}`;
 
 // JupyterLab takes arrows, space and enter for its own, unless the very element that has the focus
 // says otherwise.

@@ -37,7 +37,7 @@ function render({ model, el }) {
     const title = html("div", { class: "heading" });
     const note = html("small");
     const plot = svg("svg", { role: "grid", tabindex: 0, "data-lm-suppress-shortcuts": "true", "aria-label": `${one.name}: attention on the first token, layers down, heads across` });
-    const names = ownId("cell");
+    const names = unique("cell");
     plot.addEventListener("keydown", (event) => {
       if (!(event.key in ARROWS)) return;
       event.preventDefault();

@@ -9,9 +9,6 @@ const percent = (share) => {
   const digits = hundred >= 9.95 || hundred === 0 ? 0 : 1;
   return hundred > 0 && hundred < 0.05 ? "<0.1 %" : `${hundred.toFixed(digits)} %`;
 };
-// Every widget has a module and a count of its own, so that only chance tells their ids apart.
-const MARK = Math.random().toString(36).slice(2, 10);
-const ownId = (name) => unique(`${name}-${MARK}`);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 function writer(model) {
@@ -43,7 +40,7 @@ function drawn(model, names, root, draw) {
 
 // A native range input, its name before it and its value behind; `put` hears of moves.
 function range({ name, hint = "", role = "recent", low, high, step = 1, say }, put) {
-  const id = ownId("range");
+  const id = unique("range");
   const input = control("input", { id, type: "range", min: low, max: high, step });
   const output = html("output", { for: id });
   const show = (value) => {
