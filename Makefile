@@ -84,7 +84,7 @@ slides: $(READY) build/reveal/package
 	$(VENV)/bin/python notebooks/slides.py build/reveal/package/dist build/slides
 
 docs: $(READY)
-	$(VENV)/bin/python -m pip install --quiet -e '.[docs]'
+	$(VENV)/bin/python -m pip install --quiet --quiet -e '.[docs]'
 	$(VENV)/bin/python -m pdoc --docformat google --output-directory build/api sinkviz \
 	  $$($(VENV)/bin/python -c "import pkgutil, sinkviz; print(*(m.name for m in \
 	  pkgutil.walk_packages(sinkviz.__path__, 'sinkviz.') if '__' not in m.name))")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sinkviz.models import LM, assets_folder, load
+from sinkviz.models import LM, assets_folder, bundled, load
 from sinkviz.records import versions, write_whole
 from sinkviz.text import books_folder, read_text
 
@@ -166,7 +167,7 @@ def run(
     """
     asked = experiment(name)
     if lm is None:
-        lms: Sequence[LM] = [load(model) for model in asked.models]
+        lms: Sequence[LM] = [load(model) for model in _bundled(asked.models)]
     else:
         lms = [lm] if isinstance(lm, LM) else list(lm)
     text = text or ("books:valid" if books_folder() else "stories")
@@ -195,6 +196,17 @@ def run(
     if finished is not None:
         finished.forget()
     return table
+
+
+def _bundled(names: Sequence[str]) -> list[str]:
+    """Return those of the models that come along; one that is not trained yet is said."""
+    missing = [name for name in names if name not in bundled()]
+    if missing:
+        left = "sinkviz train NAME makes one"
+        if len(missing) == len(names):
+            raise ValueError(f"none of its models is here: {', '.join(names)}; {left}")
+        warnings.warn(f"run without {', '.join(missing)}, not bundled yet; {left}", stacklevel=3)
+    return [name for name in names if name not in missing]
 
 
 def save_table(table: pd.DataFrame, path: str | Path) -> Path:
