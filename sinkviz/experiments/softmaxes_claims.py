@@ -27,8 +27,8 @@ def _listed(perplexities: pd.Series) -> str:
     return ", ".join(f"{value:.2f} with {n:.0f}" for n, value in perplexities.items())
 
 
-def _missing(*models: str) -> tuple[None, str]:
-    return None, f"not measured: {', '.join(models)}"
+def _missing(table: pd.DataFrame, *models: str) -> tuple[None, str]:
+    return None, f"not measured: {', '.join(m for m in models if m not in set(table['model']))}"
 
 
 def _value(table: pd.DataFrame, model: str, quantity: str) -> float | None:
@@ -39,7 +39,7 @@ def _value(table: pd.DataFrame, model: str, quantity: str) -> float | None:
 def _vanilla_needs_sinks(table: pd.DataFrame) -> tuple[bool | None, str]:
     found = _perplexities(table, NO_BEGIN)
     if found is None:
-        return _missing(NO_BEGIN)
+        return _missing(table, NO_BEGIN)
     worse, still = np.log(found[0] / found[4]), np.log(found[1] / found[4])
     return bool(worse > 0.1 and still > 0.01), (
         f"perplexity {_listed(found)} sinks: {nats(worse)} nats without any, {nats(still)} with one"
@@ -49,7 +49,7 @@ def _vanilla_needs_sinks(table: pd.DataFrame) -> tuple[bool | None, str]:
 def _one_token_suffices(table: pd.DataFrame) -> tuple[bool | None, str]:
     found = _perplexities(table, TOKEN)
     if found is None:
-        return _missing(TOKEN)
+        return _missing(table, TOKEN)
     worse, still = np.log(found[0] / found[4]), np.log(found[1] / found[4])
     return bool(worse > 0.1 and still < 0.01), (
         f"perplexity {_listed(found)} sinks: {nats(worse)} nats without any, {nats(still)} with "
@@ -60,7 +60,7 @@ def _one_token_suffices(table: pd.DataFrame) -> tuple[bool | None, str]:
 def _zero_sink_is_not_enough(table: pd.DataFrame) -> tuple[bool | None, str]:
     found = _perplexities(table, OFF_BY_ONE)
     if found is None:
-        return _missing(OFF_BY_ONE)
+        return _missing(table, OFF_BY_ONE)
     worse = np.log(found[0] / found[4])
     null = _value(table, OFF_BY_ONE, "null")
     return bool(worse > 0.1), (
@@ -72,7 +72,7 @@ def _zero_sink_is_not_enough(table: pd.DataFrame) -> tuple[bool | None, str]:
 def _gates_end_sinks(table: pd.DataFrame) -> tuple[bool | None, str]:
     gated, plain = (_value(table, name, "first token") for name in (GATED, STANDARD))
     if gated is None or plain is None:
-        return _missing(GATED, STANDARD)
+        return _missing(table, GATED, STANDARD)
     return bool(gated < plain / 2), (
         f"the first token gets {plain:.2f} without gates and {gated:.2f} with them; sink rate "
         f"{_value(table, STANDARD, 'sink rate'):.0%} and {_value(table, GATED, 'sink rate'):.0%}"
@@ -83,7 +83,7 @@ def _logits_end_sinks(table: pd.DataFrame) -> tuple[bool | None, str]:
     plain = _value(table, STANDARD, "sink rate")
     others = {name: _value(table, name, "sink rate") for name in (OFF_BY_ONE, LOGIT)}
     if plain is None or None in others.values():
-        return _missing(STANDARD, *others)
+        return _missing(table, STANDARD, *others)
     said = ", ".join(f"{name} {rate:.0%}" for name, rate in others.items())
     return bool(max(others.values()) < plain / 2), f"sink rate: {STANDARD} {plain:.0%}, {said}"
 
