@@ -8,6 +8,7 @@ import pytest
 from reference import tiny_llama
 
 import sinkviz as sv
+import sinkviz.widgets
 from sinkviz.report import write_report
 
 pytestmark = pytest.mark.browser
@@ -27,7 +28,7 @@ def widget_pages(folder):
         "SinkBirth": lambda: sv.SinkBirth("classroom-rope"),
         "PositionLab": lambda: sv.PositionLab(),
     }
-    assert set(made) == set(sv.widgets.__all__)
+    assert set(made) == set(sinkviz.widgets.__all__)
     for name, make in made.items():
         yield name, make().to_html(folder / f"{name}.html")
 
@@ -53,7 +54,7 @@ def browser(chromium):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", [*sv.widgets.__all__, "report"])
+@pytest.mark.parametrize("name", [*sinkviz.widgets.__all__, "report"])
 def test_axe_finds_no_serious_fault(name, scheme, pages, browser):
     from axe_playwright_python.sync_playwright import Axe
 

@@ -21,6 +21,7 @@ def by_example(
     examples: Sequence[dict[str, Any]],
     mistakes: Sequence[Mistake],
     praise: str,
+    nan: str = "somewhere a number is missing, or divided by zero",
 ) -> Check:
     """Return a check that tries a function on examples and looks a wrong one up among mistakes.
 
@@ -29,6 +30,7 @@ def by_example(
         examples: its arguments, by name; together they must tell the mistakes apart.
         mistakes: wrong functions and what to say, the likely ones first.
         praise: what to say of a right answer.
+        nan: what to say of an answer that is not a number.
     """
 
     def judge(answer: Any) -> Verdict:
@@ -54,7 +56,7 @@ def by_example(
         if got is None:
             return False, f"your function returns nothing: is the return missing? {mismatch}"
         if any(_has_nan(one) for one in given):
-            return False, f"NaN: the first token has no prediction, so no nll. {mismatch}"
+            return False, f"NaN: {nan}. {mismatch}"
         for mistaken, what in mistakes:
             wrongly = [mistaken(*(_copied(one) for one in each.values())) for each in examples]
             if all(map(_agree, given, wrongly)):

@@ -102,6 +102,7 @@ _perplexity_after_eviction = by_example(
          "first"),
     ],
     "exp of the mean nll, over the tokens that count.",
+    nan="the first token has no prediction, so no nll",
 )  # fmt: skip
 
 

@@ -37,8 +37,8 @@ WRONG = {
     "05.1": [
         (lambda a, v: a, "attention alone"),
         (lambda a, v: a * v, "do not sum to one yet"),
-        (lambda a, v: by_rows(a * v[:, np.newaxis]), "each row is multiplied"),
-        (lambda a, v: np.diag(v) @ a, "rows do not sum to one"),
+        (lambda a, v: by_rows(a * v[:, np.newaxis]), "falls out again"),
+        (lambda a, v: np.diag(v) @ a, "each row is multiplied"),
         (lambda a, v: a * v / np.sum(a * v), "the whole map"),
         (lambda a, v: a * v / (a * v).sum(axis=0), "columns sum to one"),
         (lambda a, v: a * v / (a * v).sum(axis=1), "keepdims=True"),
