@@ -48,6 +48,7 @@ function render({ model, el }) {
     const order = [...curves].sort((a, b) => (a.position === position) - (b.position === position));
     const several = present.size < curves.length;
     const named = [];
+    const longest = Math.max(...curves.map((one) => one.points[one.points.length - 1][0]));
     for (const one of order) {
       const now = one.position === position;
       const look = { class: `line ${now ? "thick" : "thin"}`, style: `--stroke: var(--sinkviz-${now ? "sink" : "recent"})`, "stroke-dasharray": DASHES[get("schemes").indexOf(one.position) % DASHES.length] };
@@ -55,13 +56,16 @@ function render({ model, el }) {
       const here = one.points.find(([n]) => n === length);
       if (here && now) parts.push(svg("circle", { cx: x(here[0]), cy: y(here[1]), r: 5, class: "is-sink" }));
       const last = one.points[one.points.length - 1];
-      named.push({ look, now, last, text: several ? `${NAMES[one.position]}, ${one.model}` : NAMES[one.position] });
+      const name = several ? `${NAMES[one.position]}, ${one.model}` : NAMES[one.position];
+      // A curve that ends early is only pointed at, lest the pointer be taken for a curve.
+      const ends = last[0] < longest;
+      named.push({ look: ends ? { class: "event" } : look, now, last, text: ends ? `${name} (to ${last[0]})` : name });
     }
     const wanted = named.map(({ last }) => y(last[1]));
     spread(wanted, 14, top + 4, floor).forEach((place, i) => {
       const { look, now, last, text } = named[i];
       parts.push(svg("path", { ...look, d: `M${x(last[0]) + 2} ${wanted[i]}L${width - side + 8} ${place}h14` }));
-      parts.push(svg("text", { x: width - side + 26, y: place + 4, class: now ? "strong" : null }, text.length > 14 ? `${text.slice(0, 13)}\u2026` : text));
+      parts.push(svg("text", { x: width - side + 26, y: place + 4, class: now ? "strong" : null }, text.length > 18 ? `${text.slice(0, 17)}\u2026` : text));
     });
     parts.push(svg("path", { class: "now-line", d: `M${x(length)} ${top}V${floor}`, "stroke-dasharray": "3 3" }));
     left.setAttribute("height", PLOT);
