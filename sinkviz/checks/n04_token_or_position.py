@@ -22,7 +22,7 @@ def _swapped(ids: np.ndarray, to: int) -> np.ndarray:
 
 
 _moved = by_example(
-    lambda ids, to: move_first(ids, to).numpy(),
+    lambda ids, to: move_first(torch.from_numpy(ids), to).numpy(),
     [
         {"ids": np.array([50, 61, 72, 83, 94, 15]), "to": 3},
         {"ids": np.array([9, 81, 72, 63, 54, 45, 36]), "to": 2},
