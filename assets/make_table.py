@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 COLUMNS = ("file", "command", "seed", "bytes", "sha256", "licence")
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
@@ -25,6 +26,14 @@ def read_rows(readme: str) -> dict[str, dict[str, str]]:
     return {row["file"].strip("`"): row for row in rows}
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except json.JSONDecodeError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
 def known_by_place(folder: Path, file: str) -> dict[str, str] | None:
     """Return command, seed and licence of a model's file or of a record, None for others."""
     kind, _, rest = file.partition("/")
@@ -34,8 +43,8 @@ def known_by_place(folder: Path, file: str) -> dict[str, str] | None:
         command = f"sinkviz card assets/models/{name}" if card else f"sinkviz train {name}"
         recipe = json.loads((folder / "models" / name / "recipe.json").read_text())
         return {"command": f"`{command}`", "seed": str(recipe["seed"]), "licence": "MIT"}
-    if kind == "runs":
-        said = json.loads((folder / file).read_text())["provenance"]
+    if kind == "runs" and "provenance" in (said := _read(folder / file)):
+        said = said["provenance"]
         command = f"sinkviz run {Path(name).stem} --text {said['text']}"
         return {"command": f"`{command}`", "seed": str(said["seed"]), "licence": "CC BY 4.0"}
     return None

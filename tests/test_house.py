@@ -69,7 +69,7 @@ ROOMS = {
     "scoring": "policies metrics records models caches forward lanes",
     "chatting": "policies questions memory records models lanes sampling",
     "plots": "positions policies memory metrics style records",
-    "checks": "positions policies metrics records",
+    "checks": "positions policies metrics records recipes interventions",
     "widgets": "positions registry policies metrics style records attention models capturing "
     "streaming scoring plots",
     "bench": "*",

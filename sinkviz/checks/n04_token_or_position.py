@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from sinkviz.checks.judging import by_example
-from sinkviz.interventions import move_first
 
 # 04.1: the first token, moved
 
@@ -21,8 +20,15 @@ def _swapped(ids: np.ndarray, to: int) -> np.ndarray:
     return ids
 
 
+def _moved_by_the_package(ids: np.ndarray, to: int) -> np.ndarray:
+    # Here, since it brings transformers along, which takes seconds.
+    from sinkviz.interventions import move_first
+
+    return move_first(torch.from_numpy(ids), to).numpy()
+
+
 _moved = by_example(
-    lambda ids, to: move_first(torch.from_numpy(ids), to).numpy(),
+    _moved_by_the_package,
     [
         {"ids": np.array([50, 61, 72, 83, 94, 15]), "to": 3},
         {"ids": np.array([9, 81, 72, 63, 54, 45, 36]), "to": 2},

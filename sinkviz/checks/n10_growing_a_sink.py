@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from sinkviz.checks.judging import by_example
-from sinkviz.recipes import Recipe
 
 # 10.1: the learning rate of a schedule
 
 
 def _rate(seen: int, first: float, tokens: Sequence[int], ends: Sequence[float]) -> float:
+    # Here, since it brings transformers along, which takes seconds.
+    from sinkviz.recipes import Recipe
+
     recipe = Recipe(
         model={"max_position_embeddings": 1},  # with one text a step, a token is a step
         batch=1,

@@ -247,7 +247,7 @@ def _draw(table: pd.DataFrame):
 
 ENDLESS = Experiment(
     name="endless",
-    question="Who can read a million tokens?",
+    question="Who can read a million tokens, and where do the others break?",
     cells=_cells,
     measure=_measure,
     draw=_draw,
