@@ -238,3 +238,28 @@ def test_the_cliff_notebook_as_a_student_would(open_chapter):
     move_the_sinks(page, "0+64", "8+64")
     assert page.errors == []
     assert page.hosts <= {"127.0.0.1", None}
+
+
+OTHERS = sorted(p.name for p in ROOT.glob("notebooks/*.ipynb") if p.name[:2] not in ("00", "08"))
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_notebook_runs_and_its_widget_answers(open_chapter, name):
+    page = open_chapter(name)
+    widget = page.locator(".sinkviz").first
+    widget.scroll_into_view_if_needed()
+    step = widget.get_by_role("button", name="Step", exact=True)
+    control = step if step.count() else widget.locator("input[type=range]").first
+    control.wait_for()
+    before = widget.evaluate("one => one.outerHTML")
+    control.focus()
+    for key in ("Enter", "ArrowLeft", "ArrowRight"):  # one of them moves it, wherever it stands
+        page.keyboard.press(key)
+        page.wait_for_timeout(2000)
+        if widget.evaluate("one => one.outerHTML") != before:
+            break
+    else:
+        pytest.fail("the widget does not answer the keyboard")
+    assert page.errors == []
+    assert page.hosts <= {"127.0.0.1", None}
