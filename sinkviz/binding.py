@@ -13,6 +13,7 @@ import math
 import signal
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,11 +25,12 @@ from sinkviz.families import Family, attention_modules
 from sinkviz.positions import alibi_bias, alibi_slopes
 
 
-class BoundCache(Cache):
+class BoundCache(Cache, ABC):
     """A transformers cache that follows the passes of one model."""
 
     observes = False
 
+    @abstractmethod
     def begin(self, batch: int, n_new: int, attention_mask: Tensor | None) -> dict[str, Any]:
         """Prepare a pass; return the arguments of the model that the cache decides itself.
 
@@ -37,12 +39,12 @@ class BoundCache(Cache):
             n_new: tokens of the pass, per stream.
             attention_mask: what the caller gave, or None.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def commit(self) -> None:
         """The pass is over: its tokens count."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self, n_new: int, turning: bool = False) -> list[int]:
         """Return the sizes of the passes in which to feed so many tokens.
 
@@ -50,26 +52,24 @@ class BoundCache(Cache):
             n_new: how many.
             turning: in passes of ``banded_attention``.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def layout_of(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return distance and visibility of this pass, (row, query, key) each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def query_position(self, layer: int) -> Tensor:
         """Return the text positions of this pass's tokens, (row, query); negative for padding."""
-        raise NotImplementedError
 
+    @abstractmethod
     def key_position(self, layer: int) -> Tensor:
         """Return those of the keys that a layer has returned in this pass, (row, head, key).
 
         Negative where there is no key; of one head where they are the same for all.
         """
-        raise NotImplementedError
 
-    def observe(self, layer: int, attention: Tensor) -> None:
+    def observe(self, layer: int, attention: Tensor) -> None:  # noqa: B027  (most caches do not)
         """Take note of a layer's attention, (batch, head, query, key), if ``observes``."""
-        raise NotImplementedError
 
 
 def bind(cache: BoundCache, model: nn.Module, family: Family) -> None:

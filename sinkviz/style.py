@@ -139,6 +139,19 @@ def line_scale(ax: Axes) -> float:
     return min(1.0, max(0.6, float(ax.get_window_extent().width) * 72 / ax.figure.dpi / 400))
 
 
+def line_look(
+    colour: Any, dash: Any, marker: str, width: float, scale: float = 1.0
+) -> dict[str, Any]:
+    """Return keywords of ``Axes.plot`` for a curve with markers; ``scale`` is of ``line_scale``."""
+    return {
+        "color": colour,
+        "linestyle": dash,
+        "marker": marker,
+        "linewidth": width * scale,
+        "markersize": 5.5 * scale,
+    }
+
+
 def policy_styles(policies: Iterable[Policy], ax: Axes) -> list[dict[str, Any]]:
     """Return how the curve of each policy is drawn, as keywords of ``Axes.plot``.
 
@@ -170,16 +183,7 @@ def policy_styles(policies: Iterable[Policy], ax: Axes) -> list[dict[str, Any]]:
             dashes.sort(key=lambda one: one == DASHED)
         markers = [marker, *(one for one in MARKERS if one != marker)]
         dash, marker = dashes[nth % len(dashes)], markers[nth % len(markers)]
-        styles.append(
-            {
-                "color": colour,
-                "linestyle": dash,
-                "marker": marker,
-                "linewidth": width * scale,
-                "markersize": 5.5 * scale,
-                "zorder": order,
-            }
-        )
+        styles.append(line_look(colour, dash, marker, width, scale) | {"zorder": order})
     return styles
 
 

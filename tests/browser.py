@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -238,3 +239,29 @@ def run_notebook(lab: Lab, browser: Any) -> Iterator[Callable[..., Page]]:
         context.close()
     for kernel in lab.ask("kernels"):
         lab.ask(f"kernels/{kernel['id']}", "DELETE")
+
+
+def notebook(folder: Path, *cells: str) -> Path:
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
+    path = folder / "widgets.ipynb"
+    nbformat.write(book, path)
+    return path
+
+
+@pytest.fixture
+def open_page(run_notebook: Callable[..., Page], tmp_path: Path) -> Iterator[Callable[..., Page]]:
+    """``open_page(*cells, **options)``; afterwards the page must have been silent and offline."""
+    pages = []
+
+    def run(*cells: str, **options: Any) -> Page:
+        pages.append(run_notebook(notebook(tmp_path, *cells), **options))
+        return pages[-1]
+
+    yield run
+    for page in pages:
+        assert page.failed_cells() == []
+        assert page.errors == []
+        assert page.hosts <= {"127.0.0.1", None}  # None is a data: or blob: address

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
 
 pytest_plugins = ["browser"]
@@ -35,32 +34,6 @@ READING = """\
 reading = SideBySide(LM(lm.model, Markup()), [Window(16), SinkWindow(4, 12), H2O(8, 8)], text=ids)
 reading.advance(60)
 reading"""
-
-
-def notebook(folder: Path, *cells: str) -> Path:
-    book = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
-    )
-    path = folder / "widgets.ipynb"
-    nbformat.write(book, path)
-    return path
-
-
-@pytest.fixture
-def open_page(run_notebook, tmp_path):
-    """``open_page(*cells, **options)``; afterwards the page must have been silent and offline."""
-    pages = []
-
-    def run(*cells, **options):
-        pages.append(run_notebook(notebook(tmp_path, *cells), **options))
-        return pages[-1]
-
-    yield run
-    for page in pages:
-        assert page.failed_cells() == []
-        assert page.errors == []
-        assert page.hosts <= {"127.0.0.1", None}  # None is a data: or blob: address
 
 
 def drawing(page) -> str:

@@ -22,8 +22,7 @@ from transformers import (
 )
 from zoo import ZOO, zoo_float32
 
-from sinkviz import asking, gathering, observing
-from sinkviz.capturing import capture, capture_scores
+from sinkviz.capturing import asking, capture, capture_scores, gathering, observing
 from sinkviz.families import attention_modules
 from sinkviz.metrics import ROLES, entropy, mass, received_attention, sink_rate
 from sinkviz.models import LM, untouched

@@ -16,15 +16,9 @@ from reference import tiny_classroom
 from transformers import AutoTokenizer
 
 from sinkviz.experiments import asking, caching, endless, limits, methods, queries, recall
-from sinkviz.experiments.running import Setting, load_table, run, save_table
-from sinkviz.experiments.scales import (
-    beyond_chance,
-    binned,
-    gone,
-    mean_nll,
-    position_edges,
-    share_right,
-)
+from sinkviz.experiments.asking import beyond_chance, gone, share_right
+from sinkviz.experiments.running import Setting, experiment, load_table, run, save_table
+from sinkviz.experiments.scales import binned, mean_nll, position_edges
 from sinkviz.models import LM, assets_folder
 from sinkviz.plots import (
     plot_cache_sizes,
@@ -658,9 +652,8 @@ def test_threads_are_refused(small, exact):
 
 @pytest.mark.parametrize("name", ["four_methods", "cache_sizes", "endless", "limits"])
 def test_grids_are_plain_and_for_every_model(name, exact):
-    module = recall if name == "limits" else caching
     setting = Setting({"a": exact, "b": exact}, "stories", quick=True)
-    cells = getattr(module, name.upper()).cells(setting)
+    cells = experiment(name).cells(setting)
     assert json.loads(json.dumps(cells)) == cells
     assert {cell["model"] for cell in cells} == {"a", "b"}
 

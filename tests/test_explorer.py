@@ -12,7 +12,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import traitlets
-from test_browser import notebook
 
 from sinkviz.bench import widgets as bench
 from sinkviz.bench.widgets import random_trace
@@ -323,22 +322,6 @@ nasty"""
 POOLED = "pooled = AttentionExplorer(pooled_trace(120, 8)); pooled"
 
 RESTART = "() => window.jupyterapp.shell.currentWidget.sessionContext.restartKernel()"
-
-
-@pytest.fixture
-def open_page(run_notebook, tmp_path):
-    """``open_page(*cells, **options)``; afterwards the page must have been silent and offline."""
-    pages = []
-
-    def run(*cells, **options):
-        pages.append(run_notebook(notebook(tmp_path, *cells), **options))
-        return pages[-1]
-
-    yield run
-    for page in pages:
-        assert page.failed_cells() == []
-        assert page.errors == []
-        assert page.hosts <= {"127.0.0.1", None}
 
 
 def sharp(page, head: str, index: int = 0) -> None:

@@ -13,13 +13,12 @@ from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache
 from zoo import ZOO, zoo_float32, zoo_model
 
-from sinkviz import gathering, reducing
-from sinkviz.capturing import capture, capture_scores
+from sinkviz.capturing import capture, capture_scores, gathering, reducing
+from sinkviz.capturing.reducing import reduce_products
+from sinkviz.capturing.sights import Sight
+from sinkviz.capturing.statistics import LayerStatistics, Plan, distance_edges
 from sinkviz.families import attention_modules
 from sinkviz.models import untouched
-from sinkviz.reducing import reduce_products
-from sinkviz.sights import Sight
-from sinkviz.statistics import LayerStatistics, Plan, distance_edges
 
 LENGTH = 45
 OPTIONS = {"n_sink": 2, "n_recent": 8, "pooled": 7, "queries": [0, 20, -1], "top_k": 3}

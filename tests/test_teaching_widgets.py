@@ -13,7 +13,6 @@ import pytest
 import torch
 from matplotlib.text import Text
 from reference import tiny_classroom
-from test_browser import notebook, open_page  # noqa: F401  (a fixture)
 
 from sinkviz.capturing import capture
 from sinkviz.metrics import SINK_EPSILON

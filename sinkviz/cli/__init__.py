@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from sinkviz.cli.asking import run
+from sinkviz.cli.experimenting import run
 from sinkviz.cli.making import bench, card, grade, report, score, train
 from sinkviz.cli.talking import chat, stream
 from sinkviz.terminal import PlainErrors, say

@@ -1,7 +1,7 @@
 """A model is asked: queries of a text as tokens, and the candidate that it finds likeliest.
 
 The answer is the candidate whose first token is likeliest, so a model that never saw the task can
-be asked too, and chance is known. Knows nothing about experiments.
+be asked too, chance is known, and so is how far its answers are from it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sinkviz.experiments.judging import Verdict
 from sinkviz.experiments.queries import Query, codes_text, names_text
 from sinkviz.lanes import Lane
 from sinkviz.models import LM
 from sinkviz.policies import Policy
 from sinkviz.text import NAMES
+
+# Standard errors of guessing within which nobody can tell; and queries that it takes to see it.
+GUESSING, FEWEST = 3.0, 10
 
 
 @dataclass(frozen=True)
@@ -193,3 +198,62 @@ def answers(lm: LM, asked: Asked, policy: Policy) -> dict[str, Any]:
         "chance": float((1 / options).mean()),
         "distance": float(np.mean(asked.distances)) if asked.distances else None,
     }
+
+
+def share_right(rows: pd.DataFrame, *, seen: bool | None = None) -> float:
+    """Return the share of queries answered right, in [0, 1]; NaN where there is none.
+
+    Args:
+        rows: columns ``queries`` and ``right``, ``seen`` and ``right_seen``.
+        seen: only those whose line is (True) or is no longer (False) in the cache.
+    """
+    right, asked = _counted(rows, seen)
+    return right / asked if asked else float("nan")
+
+
+def beyond_chance(rows: pd.DataFrame, *, seen: bool | None = None) -> float:
+    """Return how far the share answered right is from chance, in standard errors of guessing.
+
+    0 where there is no query.
+    """
+    right, asked = _counted(rows, seen)
+    chance = float(rows["chance"].mean())
+    if not asked or not 0 < chance < 1:
+        return 0.0
+    return (right / asked - chance) / (chance * (1 - chance) / asked) ** 0.5
+
+
+def gone(rows: pd.DataFrame) -> Verdict:
+    """Judge whether lines that have left the cache are no longer known, over all distances.
+
+    Agreement is that the share right is within ``GUESSING`` standard errors of guessing. The
+    distance that is furthest from it is named too, and not judged: queries of one text share their
+    guesses, so that a single distance strays further than its standard error says.
+
+    Args:
+        rows: of one task under one policy, as for ``share_right``, with ``distance`` (tokens).
+    """
+    beyond = rows[rows["queries"] - rows["seen"] >= FEWEST]
+    if not len(beyond):
+        return None, "too few queries about lines that have left the cache"
+    off = {
+        (row["distance"], share_right(row.to_frame().T, seen=False)): beyond_chance(
+            row.to_frame().T, seen=False
+        )
+        for _, row in beyond.iterrows()
+    }
+    (distance, share), worst = max(off.items(), key=lambda item: abs(item[1]))
+    said = (
+        f"{share_right(rows, seen=True):.0%} right with the line in the cache, "
+        f"{share_right(rows, seen=False):.0%} after it was evicted "
+        f"({beyond_chance(rows, seen=False):+.1f} standard errors from guessing), chance "
+        f"{rows['chance'].mean():.0%}; furthest from it {share:.0%} at {distance:.0f} tokens "
+        f"({worst:+.1f})"
+    )
+    return abs(beyond_chance(rows, seen=False)) <= GUESSING, said
+
+
+def _counted(rows: pd.DataFrame, seen: bool | None) -> tuple[float, float]:
+    every = float(rows["right"].sum()), float(rows["queries"].sum())
+    near = float(rows["right_seen"].sum()), float(rows["seen"].sum())
+    return every if seen is None else near if seen else (every[0] - near[0], every[1] - near[1])

@@ -1,7 +1,6 @@
-"""What a cache must keep: how many first tokens, how many tokens in all; and who reads on for ever.
+"""What a cache must keep: how many first tokens, and how many tokens in all.
 
-Knows models through ``score`` alone; draws nothing itself. The four methods side by side and the
-million tokens have rooms of their own and are named here with the others.
+Knows models through ``score`` alone; draws nothing itself.
 """
 
 from __future__ import annotations
@@ -15,25 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sinkviz.experiments import measuring
-from sinkviz.experiments.endless import ENDLESS
-from sinkviz.experiments.methods import FOUR_METHODS
+from sinkviz.experiments.judging import ALIKE, PAPER, WORSE, Verdict, of_each_model, spoken
 from sinkviz.experiments.running import Cell, Claim, Experiment, Row, Setting
-from sinkviz.experiments.scales import (
-    ALIKE,
-    PAPER,
-    WORSE,
-    Verdict,
-    of_each_model,
-    spoken,
-    usual_cache,
-)
+from sinkviz.experiments.scales import usual_cache
 from sinkviz.experiments.stretches import longest_input
 from sinkviz.models import LM
 from sinkviz.plots.methods import plot_cache_sizes, plot_first_tokens
 from sinkviz.policies import SinkWindow, parse_policy
 from sinkviz.scoring import score
-
-__all__ = ["CACHE_SIZES", "ENDLESS", "FOUR_METHODS", "X_PLUS_Y"]
 
 
 def _figure_of(plot: Callable[[pd.DataFrame], Axes]) -> Callable[[pd.DataFrame], Figure]:

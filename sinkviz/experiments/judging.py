@@ -1,4 +1,4 @@
-"""How a claim's judge says that a table cannot decide: what it needs was not measured.
+"""What the judges of claims share: a verdict on each model, what cannot be decided, and numbers.
 
 Knows nothing about any claim.
 """
@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 
+PAPER = "Xiao et al. 2023, arXiv 2309.17453"
+# What counts as no difference and as one: 5 % and 10 % of perplexity, in nats per token.
+ALIKE, WORSE = 0.05, 0.1
+
 Verdict = tuple[bool | None, str]
+Judge = Callable[[pd.DataFrame], Verdict]
 
 
 class Absent(Exception):
     """A table lacks what a claim is about; the message says what."""
 
 
-def decided(judge: Callable[[pd.DataFrame], Verdict]) -> Callable[[pd.DataFrame], Verdict]:
+def decided(judge: Judge) -> Judge:
     """Let a judge answer None, with the reason, where it raises ``Absent``.
 
     Example:
@@ -36,3 +42,54 @@ def decided(judge: Callable[[pd.DataFrame], Verdict]) -> Callable[[pd.DataFrame]
             return None, str(absent)
 
     return answer
+
+
+def of_each_model(judge: Judge) -> Judge:
+    """Let a judge see one model at a time; all of them must agree.
+
+    What cannot be decided for one model does not count against the others.
+    """
+
+    def judge_all(table: pd.DataFrame) -> Verdict:
+        verdicts, words = _one_by_one(judge, table)
+        known = [agrees for agrees in verdicts if agrees is not None]
+        return (all(known) if known else None), words
+
+    return judge_all
+
+
+def unanimous(judge: Judge) -> Judge:
+    """Let a judge see one model at a time; undecided where they differ."""
+
+    def judge_all(table: pd.DataFrame) -> Verdict:
+        verdicts, words = _one_by_one(judge, table)
+        return verdicts[0] if len(set(verdicts)) == 1 else None, words
+
+    return judge_all
+
+
+def _one_by_one(judge: Judge, table: pd.DataFrame) -> tuple[list[bool | None], str]:
+    """Return the verdict on each model, and all words, with the model's name if there are more."""
+    found = {name: judge(rows) for name, rows in table.groupby("model", sort=False)}
+    said = [here if len(found) == 1 else f"{name}: {here}" for name, (_, here) in found.items()]
+    return [agrees for agrees, _ in found.values()], "; ".join(said)
+
+
+def spoken(value: Any) -> str:
+    """Return a perplexity, a time or a ratio with the digits that matter.
+
+    Example:
+        >>> spoken(3.14159), spoken(67.08), spoken(5158.07)
+        ('3.14', '67.1', '5,158')
+    """
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def nats(change: float) -> str:
+    """Return a change of nll with its sign and three decimals.
+
+    Example:
+        >>> nats(0.1234), nats(-0.0001)
+        ('+0.123', '+0.000')
+    """
+    return f"{round(change, 3) + 0.0:+.3f}"  # + 0.0: a zero has no sign

@@ -12,18 +12,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sinkviz.experiments import measuring
-from sinkviz.experiments.asking import answers, ask_back, tokens_per_line
-from sinkviz.experiments.running import Cell, Claim, Experiment, Row, Setting
-from sinkviz.experiments.scales import (
+from sinkviz.experiments.asking import (
     GUESSING,
-    PAPER,
-    Verdict,
+    answers,
+    ask_back,
     beyond_chance,
     gone,
-    of_each_model,
-    readable,
-    usual_cache,
+    tokens_per_line,
 )
+from sinkviz.experiments.judging import PAPER, Verdict, of_each_model
+from sinkviz.experiments.running import Cell, Claim, Experiment, Row, Setting
+from sinkviz.experiments.scales import readable, usual_cache
 from sinkviz.experiments.stretches import longest_input
 from sinkviz.models import LM
 from sinkviz.plots.recall import grid_limits

@@ -11,20 +11,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sinkviz.experiments import measuring
+from sinkviz.experiments.judging import ALIKE, PAPER, WORSE, Verdict, of_each_model, spoken
 from sinkviz.experiments.running import Cell, Claim, Experiment, Row, Setting
-from sinkviz.experiments.scales import (
-    ALIKE,
-    PAPER,
-    WORSE,
-    Verdict,
-    binned,
-    mean_nll,
-    of_each_model,
-    position_edges,
-    readable,
-    spoken,
-    usual_cache,
-)
+from sinkviz.experiments.scales import binned, mean_nll, position_edges, readable, usual_cache
 from sinkviz.experiments.stretches import longest_input
 from sinkviz.lanes import Lane
 from sinkviz.models import LM

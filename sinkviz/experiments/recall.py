@@ -1,7 +1,6 @@
 """StreamEval: queries in a stream, and whether the line that answers them is still there.
 
-Knows nothing about how a text with queries is made or asked. What is gone for good has a room of
-its own, ``limits``, and is named here with the other.
+Knows nothing about how a text with queries is made or asked.
 """
 
 from __future__ import annotations
@@ -12,24 +11,23 @@ from itertools import islice
 import pandas as pd
 
 from sinkviz.experiments import measuring
-from sinkviz.experiments.asking import TASKS, answers, ask_back, prepare, tokens_per_line
-from sinkviz.experiments.limits import LIMITS
-from sinkviz.experiments.queries import choices_text, read_choices
-from sinkviz.experiments.running import Cell, Claim, Experiment, Row, Setting
-from sinkviz.experiments.scales import (
+from sinkviz.experiments.asking import (
     GUESSING,
-    PAPER,
-    Verdict,
+    TASKS,
+    answers,
+    ask_back,
     beyond_chance,
     gone,
-    of_each_model,
+    prepare,
     share_right,
-    usual_cache,
+    tokens_per_line,
 )
+from sinkviz.experiments.judging import PAPER, Verdict, of_each_model
+from sinkviz.experiments.queries import choices_text, read_choices
+from sinkviz.experiments.running import Cell, Claim, Experiment, Row, Setting
+from sinkviz.experiments.scales import usual_cache
 from sinkviz.plots.recall import grid_recall
 from sinkviz.policies import parse_policy
-
-__all__ = ["LIMITS", "STREAM_EVAL"]
 
 # Of the cache: how far back the lines are that are asked for.
 SHARES = (1 / 4, 1 / 2, 3 / 4, 0.9, 1.1, 5 / 4, 3 / 2, 2, 3)

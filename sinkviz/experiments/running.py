@@ -29,10 +29,10 @@ Cell = dict[str, Any]
 
 # Name -> the module that holds it, as an attribute of the same name in capitals.
 EXPERIMENTS: dict[str, str] = {
-    "four_methods": "caching",
+    "four_methods": "methods",
     "x_plus_y": "caching",
     "cache_sizes": "caching",
-    "endless": "caching",
+    "endless": "endless",
     "sink_token": "softmaxes",
     "token_or_position": "sinks",
     "inside_a_sink": "sinks",
@@ -40,7 +40,7 @@ EXPERIMENTS: dict[str, str] = {
     "train_short_test_long": "lengths",
     "attention_costs": "costs",
     "stream_eval": "recall",
-    "limits": "recall",
+    "limits": "limits",
 }
 
 

@@ -5,10 +5,9 @@ Knows tables; measures nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pandas as pd
 
+from sinkviz.experiments.judging import nats, unanimous
 from sinkviz.experiments.running import Claim
 
 FAR, COPIES = 16, 4
@@ -20,32 +19,7 @@ ZEROED, FORBIDDEN = "value zero", "forbidden"
 CHANGES = ("none", *(f"{who} {what}" for who in ("first", "other") for what in (ZEROED, FORBIDDEN)))
 
 
-def nats(change: float) -> str:
-    """Return a change of nll with its sign and three decimals.
-
-    Example:
-        >>> nats(0.1234), nats(-0.0001)
-        ('+0.123', '+0.000')
-    """
-    return f"{round(change, 3) + 0.0:+.3f}"  # + 0.0: a zero has no sign
-
-
-Judge = Callable[[pd.DataFrame], tuple[bool | None, str]]
-
-
-def of_each_model(judge: Judge) -> Judge:
-    """Return a judge of tables with several models: undecided where they differ."""
-
-    def judge_all(table: pd.DataFrame) -> tuple[bool | None, str]:
-        found = {name: judge(rows) for name, rows in table.groupby("model", sort=False)}
-        verdicts = {agrees for agrees, _ in found.values()}
-        said = [here if len(found) == 1 else f"{name}: {here}" for name, (_, here) in found.items()]
-        return verdicts.pop() if len(verdicts) == 1 else None, "; ".join(said)
-
-    return judge_all
-
-
-@of_each_model
+@unanimous
 def _newline_serves(table: pd.DataFrame) -> tuple[bool, str]:
     rows = table.set_index("edit")
     plain, newline, removed = (rows.loc[edit] for edit in (PLAIN, NEWLINE, REMOVED))
@@ -56,7 +30,7 @@ def _newline_serves(table: pd.DataFrame) -> tuple[bool, str]:
     )
 
 
-@of_each_model
+@unanimous
 def _follows_token(table: pd.DataFrame) -> tuple[bool, str]:
     rows = table.set_index("edit")
     swapped, front = rows.loc[SWAPPED], rows.loc[IN_FRONT]
@@ -67,7 +41,7 @@ def _follows_token(table: pd.DataFrame) -> tuple[bool, str]:
     )
 
 
-@of_each_model
+@unanimous
 def _copies_share(table: pd.DataFrame) -> tuple[bool, str]:
     rows = table.set_index("edit")
     place, others = rows.loc[COPIED, "position_0"], rows.loc[COPIED, "first_token"]
@@ -122,25 +96,25 @@ def _nll_change(table: pd.DataFrame, change: str) -> tuple[float, float]:
     return float(rows["nll change"]), float(rows["nll error"])
 
 
-@of_each_model
+@unanimous
 def _value_drains(table: pd.DataFrame) -> tuple[bool, str]:
     ratios = _ratios(table, "value norm")
     return bool((ratios < 1).all()), _said(ratios, "the first token's value norm is")
 
 
-@of_each_model
+@unanimous
 def _key_no_longer(table: pd.DataFrame) -> tuple[bool, str]:
     ratios = _ratios(table, "key norm")
     return bool((ratios < 1).all()), _said(ratios, "the first token's key norm is")
 
 
-@of_each_model
+@unanimous
 def _residual_peaks(table: pd.DataFrame) -> tuple[bool, str]:
     ratios = _ratios(table, "residual norm")
     return bool(ratios.max() > 2), _said(ratios, "the first token's residual norm is")
 
 
-@of_each_model
+@unanimous
 def _massive(table: pd.DataFrame) -> tuple[bool, str]:
     rows = table.pivot_table(index="layer", columns=["quantity", "of"], values="value")
     largest = rows["largest activation", "first"]
@@ -153,7 +127,7 @@ def _massive(table: pd.DataFrame) -> tuple[bool, str]:
     )
 
 
-@of_each_model
+@unanimous
 def _value_is_idle(table: pd.DataFrame) -> tuple[bool | None, str]:
     zeroed, error = _nll_change(table, f"first {ZEROED}")
     control, _ = _nll_change(table, f"other {ZEROED}")
@@ -166,7 +140,7 @@ def _value_is_idle(table: pd.DataFrame) -> tuple[bool | None, str]:
     return bool(zeroed < removed / 10), here
 
 
-@of_each_model
+@unanimous
 def _removal_hurts(table: pd.DataFrame) -> tuple[bool | None, str]:
     if f"first {FORBIDDEN}" not in set(table["change"]):
         return None, "attention to a token cannot be forbidden in this model"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from sinkviz.experiments.judging import nats, unanimous
 from sinkviz.experiments.running import Claim
-from sinkviz.experiments.sinks_claims import nats, of_each_model
 
 NO_BEGIN, TOKEN, OFF_BY_ONE = "softmax-no-begin", "softmax-sink-token", "softmax-off-by-one"
 STANDARD, LOGIT, GATED = "softmax-standard", "softmax-sink-logit", "softmax-gated"
@@ -155,7 +155,7 @@ def _first_born(rows: pd.DataFrame) -> int | None:
     return int(born.argmax()) if born.any() else None
 
 
-@of_each_model
+@unanimous
 def _born_in_training(table: pd.DataFrame) -> tuple[bool | None, str]:
     at, last = _first_born(table), table.iloc[-1]
     if at is None:
@@ -168,7 +168,7 @@ def _born_in_training(table: pd.DataFrame) -> tuple[bool | None, str]:
     )
 
 
-@of_each_model
+@unanimous
 def _loss_falls_first(table: pd.DataFrame) -> tuple[bool | None, str]:
     at = _first_born(table)
     if at is None:

@@ -13,7 +13,16 @@ from matplotlib.collections import LineCollection
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, Normalize
 
-from sinkviz.plots._parts import bar_axes, bare, count_ticks, points, size_in_points
+from sinkviz.plots._parts import (
+    bar_axes,
+    bar_label,
+    bar_ticks,
+    bare,
+    count_ticks,
+    points,
+    size_in_points,
+)
+from sinkviz.style import ATTENTION_TICKS, attention_map, attention_norm
 
 MOST_NUMBERED = 12
 
@@ -61,6 +70,31 @@ def draw_heads(
     count_ticks(ax.xaxis, heads, offset=0.5)
     count_ticks(ax.yaxis, layers, offset=0.5)
     return ax.collections[0].colorbar
+
+
+def draw_shares(
+    ax: Axes, shares: Float[np.ndarray, "layer head"], epsilon: float, label: str
+) -> Colorbar:
+    """Draw what each head gives to a token, in per cent; heads above epsilon are framed.
+
+    Args:
+        ax: where to draw.
+        shares: of attention, in [0, 1].
+        epsilon: from where a head counts as one that rests there.
+        label: of the colour bar, which is returned.
+    """
+    bar = draw_heads(
+        ax,
+        shares,
+        cmap=attention_map(ax),
+        norm=attention_norm(),
+        written=np.round(100 * shares),
+        fmt=".0f",
+        framed=shares > epsilon,
+    )
+    bar_ticks(bar, ATTENTION_TICKS)
+    bar_label(bar, label, size_in_points(ax)[1])
+    return bar
 
 
 def _frame(ax: Axes, marked: Bool[np.ndarray, "layer head"], room: float) -> None:

@@ -24,6 +24,7 @@ from sinkviz.style import (
     DOTTED,
     SOLID,
     ink,
+    line_look,
     line_scale,
 )
 
@@ -62,15 +63,7 @@ def mechanism_styles(names: list[str], ax: Axes) -> list[dict[str, Any]]:
     for name in names:
         _, colour, dash, marker = next((one for one in looks if name.startswith(one[0])), other)
         width = 1.6 if colour == ink(ax) else 2.0
-        styles.append(
-            {
-                "color": colour,
-                "linestyle": dash,
-                "marker": marker,
-                "linewidth": width * scale,
-                "markersize": 5.5 * scale,
-            }
-        )
+        styles.append(line_look(colour, dash, marker, width, scale))
     return styles
 
 

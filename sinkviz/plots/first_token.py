@@ -10,9 +10,9 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from sinkviz.metrics import SINK_EPSILON
-from sinkviz.plots._heads import draw_heads
-from sinkviz.plots._parts import axes_or_new, bar_label, bar_ticks, size_in_points, title
-from sinkviz.style import ATTENTION_SCALE, ATTENTION_TICKS, attention_map, attention_norm
+from sinkviz.plots._heads import draw_shares
+from sinkviz.plots._parts import axes_or_new, title
+from sinkviz.style import ATTENTION_SCALE
 
 
 def plot_first_token(shares: Float[np.ndarray, "layer head"], *, ax: Axes | None = None) -> Axes:
@@ -33,16 +33,6 @@ def plot_first_token(shares: Float[np.ndarray, "layer head"], *, ax: Axes | None
     """
     ax = axes_or_new(ax)
     above = shares > SINK_EPSILON
-    bar = draw_heads(
-        ax,
-        shares,
-        cmap=attention_map(ax),
-        norm=attention_norm(),
-        written=np.round(100 * shares),
-        fmt=".0f",
-        framed=above,
-    )
-    bar_ticks(bar, ATTENTION_TICKS)
-    bar_label(bar, f"first token's share ({ATTENTION_SCALE})", size_in_points(ax)[1])
+    draw_shares(ax, shares, SINK_EPSILON, f"first token's share ({ATTENTION_SCALE})")
     title(ax, f"{above.sum()} of {above.size} heads above {SINK_EPSILON:g}")
     return ax

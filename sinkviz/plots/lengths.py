@@ -14,7 +14,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sinkviz.plots._labels import label_ends
 from sinkviz.plots._parts import axes_or_new, log_positions, number, points, title
-from sinkviz.style import COLOURS, DASH_DOT, DASHED, DOTTED, SOLID, ink, line_scale, paper
+from sinkviz.style import (
+    COLOURS,
+    DASH_DOT,
+    DASHED,
+    DOTTED,
+    SOLID,
+    ink,
+    line_look,
+    line_scale,
+    paper,
+)
 
 NAMES = {"alibi": "ALiBi", "rope": "rotary", "t5": "T5 bias", "none": "no positions"}
 
@@ -42,17 +52,9 @@ def position_styles(positions: list[str], ax: Axes) -> list[dict[str, Any]]:
     styles = []
     for position in positions:
         colour, dash, marker, width = looks.get(position, other)
-        styles.append(
-            {
-                "color": colour,
-                "linestyle": dash,
-                "marker": marker,
-                "linewidth": width * scale,
-                "markersize": 5.5 * scale,
-                # What ends at the training length is a point there, under nothing.
-                "zorder": {"learned": 2.6, "alibi": 2.5}.get(position, 2.4),
-            }
-        )
+        # What ends at the training length is a point there, under nothing.
+        order = {"learned": 2.6, "alibi": 2.5}.get(position, 2.4)
+        styles.append(line_look(colour, dash, marker, width, scale) | {"zorder": order})
     return styles
 
 

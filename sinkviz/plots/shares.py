@@ -9,22 +9,19 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from sinkviz.metrics import ROLES, SINK_EPSILON
-from sinkviz.plots._heads import draw_heads
+from sinkviz.plots._heads import draw_shares
 from sinkviz.plots._labels import legend
 from sinkviz.plots._parts import (
     MOST_TOKEN_TICKS,
     axes_or_new,
-    bar_label,
-    bar_ticks,
     count_ticks,
     short,
-    size_in_points,
     title,
     token_ticks,
 )
 from sinkviz.plots._stack import draw_stack, role_labels
 from sinkviz.records import Trace
-from sinkviz.style import ATTENTION_SCALE, ATTENTION_TICKS, attention_map, attention_norm
+from sinkviz.style import ATTENTION_SCALE
 
 
 def plot_sink_map(
@@ -66,17 +63,7 @@ def plot_sink_map(
     shares = np.asarray(trace.received[..., key], dtype=float)
     above = shares > epsilon
     ax = axes_or_new(ax)
-    bar = draw_heads(
-        ax,
-        shares,
-        cmap=attention_map(ax),
-        norm=attention_norm(),
-        written=np.round(100 * shares),
-        fmt=".0f",
-        framed=above,
-    )
-    bar_ticks(bar, ATTENTION_TICKS)
-    bar_label(bar, f"received attention (mean share, {ATTENTION_SCALE})", size_in_points(ax)[1])
+    bar = draw_shares(ax, shares, epsilon, f"received attention (mean share, {ATTENTION_SCALE})")
     bar.ax.axhline(epsilon, color="black", linewidth=1.6)
     bar.ax.axhline(epsilon, color="white", linewidth=0.6)
     whom = "" if key == 0 else f" for token {key % length} ({short(trace.tokens[key])})"

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sinkviz.capturing.statistics import STATISTICS, Plan, layer_bytes
 from sinkviz.memory import free_memory, size
 from sinkviz.metrics import ROLES
 from sinkviz.models import LM, Text
-from sinkviz.statistics import STATISTICS, Plan, layer_bytes
 
 MAPS_BY_DEFAULT = 64 * 2**20
 MAPS_AT_MOST = 4 * 2**30

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sinkviz.asking import (
+from sinkviz.capturing.asking import (
     MAPS_BY_DEFAULT,
     POOLED,
     Asked,
@@ -27,11 +27,11 @@ from sinkviz.asking import (
     texts_of,
     what_it_takes,
 )
+from sinkviz.capturing.observing import engine_of, observe
+from sinkviz.capturing.statistics import STATISTICS, distance_edges
 from sinkviz.metrics import ROLES
 from sinkviz.models import LM, Text
-from sinkviz.observing import engine_of, observe
 from sinkviz.records import Trace, provenance
-from sinkviz.statistics import STATISTICS, distance_edges
 
 
 def capture(

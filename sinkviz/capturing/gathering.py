@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sinkviz.reducing import reduce_products, reduce_weights
-from sinkviz.sights import Sight
-from sinkviz.statistics import LayerStatistics, Plan
+from sinkviz.capturing.reducing import reduce_products, reduce_weights
+from sinkviz.capturing.sights import Sight
+from sinkviz.capturing.statistics import LayerStatistics, Plan
 
 Kept = Sequence[tuple[int, int, Tensor]]
 

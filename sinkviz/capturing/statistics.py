@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sinkviz.capturing.sights import Sight
 from sinkviz.metrics import ROLES
-from sinkviz.sights import Sight
 
 # Blocks whose sums over rows are added in single precision before they are in double.
 FEW_BLOCKS = 8

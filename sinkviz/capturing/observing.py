@@ -22,10 +22,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sinkviz.capturing.gathering import Gathered, Kept
+from sinkviz.capturing.statistics import Plan
 from sinkviz.families import attention_modules
-from sinkviz.gathering import Gathered, Kept
 from sinkviz.models import LM, untouched
-from sinkviz.statistics import Plan
 
 OBSERVED = "sinkviz_observed"
 # Weights that a model in eager mode may hold at a time; longer texts are fed in parts.

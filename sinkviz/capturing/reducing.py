@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sinkviz.sights import HIDDEN, MOST_ROWS, Sight
-from sinkviz.statistics import LayerStatistics
+from sinkviz.capturing.sights import HIDDEN, MOST_ROWS, Sight
+from sinkviz.capturing.statistics import LayerStatistics
 
 # Numbers in a block of weights: 2 MB in a processor's cache; enough to fill a GPU.
 AT_ONCE = {"cpu": 2**19}
