@@ -14,11 +14,12 @@ from transformers import AutoTokenizer
 from sinkviz import plots
 from sinkviz.capturing import capture
 from sinkviz.experiments import Setting, experiment, load_table, run, save_table
-from sinkviz.experiments.probing import n_front, nll_of_ends, probes, shares_of
+from sinkviz.experiments.probing import nll_of_ends, probes, shares_of
 from sinkviz.experiments.sinks import edited
 from sinkviz.experiments.sinks_claims import CHANGES, COPIED, EDITS, PLAIN, REMOVED, SWAPPED
 from sinkviz.experiments.softmaxes import growth_of, record_of
 from sinkviz.experiments.softmaxes_claims import NO_BEGIN, OFF_BY_ONE, SOFTMAXES, TOKEN
+from sinkviz.experiments.stretches import n_front
 from sinkviz.metrics import ROLES
 from sinkviz.models import LM, assets_folder, load
 from sinkviz.policies import SinkWindow

@@ -243,9 +243,7 @@ def test_configs_keep_their_choices(tmp_path):
 def test_sinks_are_measured_over_stretches_of_the_text():
     lm = tiny_llama()
     sinks = first_token_sinks(lm, IDS, n_texts=3, longest=10)
-    traces = [
-        capture(lm, torch.cat((IDS[:1], IDS[start : start + 9])), n_sink=1) for start in (1, 16, 31)
-    ]
+    traces = [capture(lm, IDS[start : start + 10], n_sink=1) for start in (0, 15, 30)]
     mean = sum(torch.from_numpy(trace.attention[..., 0]).mean(-1) for trace in traces) / 3
     torch.testing.assert_close(sinks.received, mean)
     assert sinks.rate == float((mean > 0.3).double().mean())
@@ -253,3 +251,13 @@ def test_sinks_are_measured_over_stretches_of_the_text():
     assert first_token_sinks(lm, [3, 4]).n_texts == 1
     with pytest.raises(ValueError, match="at least two tokens"):
         first_token_sinks(lm, [3])
+
+
+def test_sinks_are_measured_behind_what_stands_in_front_of_every_text():
+    lm = load("classroom-rope")
+    ids = lm.encode(story_text(2_000))
+    sinks = first_token_sinks(lm, ids, n_texts=2, longest=32)
+    starts = (1, len(ids) - 31)
+    traces = [capture(lm, torch.cat((ids[:1], ids[s : s + 31])), n_sink=1) for s in starts]
+    mean = sum(torch.from_numpy(trace.attention[..., 0]).mean(-1) for trace in traces) / 2
+    torch.testing.assert_close(sinks.received, mean, atol=1e-5, rtol=0)

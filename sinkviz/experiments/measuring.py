@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sinkviz.capturing import capture
+from sinkviz.experiments.stretches import n_front
 from sinkviz.metrics import SINK_EPSILON, sink_rate
 from sinkviz.models import LM, Text
 from sinkviz.policies import Dense, Policy, Recompute, SinkWindow, Window
@@ -145,8 +146,8 @@ class Sinks:
 def first_token_sinks(lm: LM, text: Text, *, n_texts: int = 32, longest: int = 512) -> Sinks:
     """Measure the attention on the first token of many texts.
 
-    The texts are stretches of one long text, each with its first token in front and as long as the
-    model's training texts.
+    The texts are stretches of one long text, each as long as the model's training texts and with
+    what stands in front of those: learned sinks, ``<|begin|>``, or nothing.
 
     Args:
         lm: the language model.
@@ -166,10 +167,12 @@ def first_token_sinks(lm: LM, text: Text, *, n_texts: int = 32, longest: int = 5
     if len(ids) < 2:
         raise ValueError("sinks need a text of at least two tokens; one sees only itself")
     length = min(lm.train_length or longest, longest, len(ids))
-    starts = torch.linspace(1, len(ids) - length + 1, n_texts).long().unique().tolist()
+    front = n_front(lm, ids)
+    size = length - front
+    starts = torch.linspace(front, len(ids) - size, n_texts).long().unique().tolist()
     received, shares = [], []
     for start in starts:
-        stretch = torch.cat((ids[:1], ids[start : start + length - 1]))
+        stretch = torch.cat((ids[:front], ids[start : start + size]))
         trace = capture(lm, stretch, keep="statistics", n_sink=1)
         received.append(torch.from_numpy(trace.received[..., 0]))
         shares.append(torch.from_numpy(trace.mass_of("sink")[..., 1:]))

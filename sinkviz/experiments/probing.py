@@ -6,25 +6,18 @@ What an experiment does to the texts, or to the model meanwhile, is its own affa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sinkviz.experiments.running import Setting
+from sinkviz.experiments.stretches import n_front
 from sinkviz.models import LM, untouched
 from sinkviz.records import Trace
 
 LONGEST = 256  # whole maps of so many tokens take 256 KB per head
-
-
-def n_front(lm: LM, ids: Int[Tensor, " token"]) -> int:
-    """Return how many tokens stand in front of every text: learned sinks, ``<|begin|>``."""
-    special = {*getattr(lm.tokenizer, "all_special_ids", ())}
-    special |= {*getattr(lm.model.config, "sink_ids", ())}
-    return sum(1 for _ in takewhile(lambda one: one in special, ids.tolist()))
 
 
 def probes(setting: Setting, lm: LM, n_texts: int, *, room: int = 0) -> list[Tensor]:

@@ -10,9 +10,10 @@ import numpy as np
 
 from sinkviz.capturing import capture
 from sinkviz.experiments.measuring import x_plus_y
-from sinkviz.experiments.probing import n_front, probes
+from sinkviz.experiments.probing import probes
 from sinkviz.experiments.running import Cell, Experiment, Row, Setting
 from sinkviz.experiments.softmaxes_claims import BIRTH_CLAIMS, SOFTMAXES, TOKEN_CLAIMS
+from sinkviz.experiments.stretches import n_front
 from sinkviz.metrics import ROLES, SINK_EPSILON
 from sinkviz.models import LM, assets_folder
 from sinkviz.plots.birth import grid_birth

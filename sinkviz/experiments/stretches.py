@@ -5,6 +5,8 @@ Knows nothing about caches, policies or figures: each stretch is read afresh.
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,6 +15,13 @@ from sinkviz.models import LM, untouched
 
 TOKENS_AT_ONCE = 4096
 LOGITS_AT_ONCE = 2**24
+
+
+def n_front(lm: LM, ids: Int[Tensor, " token"]) -> int:
+    """Return how many tokens stand in front of every text: learned sinks, ``<|begin|>``."""
+    special = {*getattr(lm.tokenizer, "all_special_ids", ())}
+    special |= {*getattr(lm.model.config, "sink_ids", ())}
+    return sum(1 for _ in takewhile(lambda one: one in special, ids.tolist()))
 
 
 def position_of(lm: LM) -> str:
@@ -108,17 +117,21 @@ def reach_nll(
 def _parts(
     lm: LM, ids: Int[Tensor, " token"], length: int
 ) -> tuple[Int[Tensor, " front"], Int[Tensor, " rest"]]:
-    """Return the tokens in front of every text, and the rest."""
-    n_front = 1 + len(getattr(lm.model.config, "sink_ids", ()))
-    if length < n_front or len(ids) <= n_front:
+    """Return what to put in front of every stretch, and the rest of the text.
+
+    Where nothing stands in front of every text, the text's first token does here: without one,
+    a stretch could not predict its first, and lengths would not predict the same tokens.
+    """
+    front = max(1, n_front(lm, ids))
+    if length < front or len(ids) <= front:
         raise ValueError(
             f"a stretch of {length} tokens of a text of {len(ids)} predicts nothing: "
-            f"{n_front} of them stand in front"
+            f"{front} of them stand in front"
         )
     end = longest_input(lm)
     if end is not None and length > end:
         raise ValueError(f"positions of {lm.name} end at {end} tokens, {length} were asked for")
-    return ids[:n_front], ids[n_front:]
+    return ids[:front], ids[front:]
 
 
 def _rows(lm: LM, length: int) -> int:
