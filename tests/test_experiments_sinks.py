@@ -353,7 +353,7 @@ def test_birth_says_phase_rate_and_decay(recorded):
     assert table["learning_rate"][3] == pytest.approx(1e-3 - 9e-4 * 400 / 1000)
     assert table["layer_1"][4] == pytest.approx(0.5) and table["strongest"][4] == 0.8
     born, fallen, decay = (claim.judge(table) for claim in experiment("sink_birth").claims)
-    assert born[0] is True and "at step 15" in born[1]
+    assert born[0] is True and "from step 15" in born[1]
     assert fallen[0] is True and decay[0] is None
 
 

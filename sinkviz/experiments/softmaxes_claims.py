@@ -10,11 +10,11 @@ import pandas as pd
 
 from sinkviz.experiments.judging import nats, unanimous
 from sinkviz.experiments.running import Claim
+from sinkviz.plots.birth import BORN, born_at
 
 NO_BEGIN, TOKEN, OFF_BY_ONE = "softmax-no-begin", "softmax-sink-token", "softmax-off-by-one"
 STANDARD, LOGIT, GATED = "softmax-standard", "softmax-sink-logit", "softmax-gated"
 SOFTMAXES = (STANDARD, NO_BEGIN, TOKEN, OFF_BY_ONE, LOGIT, GATED)
-BORN = 0.05  # sink rate
 
 
 def _perplexities(table: pd.DataFrame, model: str) -> pd.Series | None:
@@ -149,20 +149,14 @@ TOKEN_CLAIMS = (
 )
 
 
-def _first_born(rows: pd.DataFrame) -> int | None:
-    """Return at which row the sink rate first passes ``BORN``."""
-    born = (rows["sink_rate"] > BORN).to_numpy()
-    return int(born.argmax()) if born.any() else None
-
-
 @unanimous
 def _born_in_training(table: pd.DataFrame) -> tuple[bool | None, str]:
-    at, last = _first_born(table), table.iloc[-1]
+    at, last = born_at(table), table.iloc[-1]
     if at is None:
         return False, f"no sinks in {last['step']:,} steps (sink rate {last['sink_rate']:.0%})"
     born, start = table.iloc[at], table.iloc[0]
     return bool(start["sink_rate"] <= BORN), (
-        f"sink rate {start['sink_rate']:.0%} at step {start['step']:,}, first above {BORN:.0%} at "
+        f"sink rate {start['sink_rate']:.0%} at step {start['step']:,}, above {BORN:.0%} from "
         f"step {born['step']:,} ({born['tokens'] / 1e6:.1f} M tokens), {last['sink_rate']:.0%} at "
         f"step {last['step']:,}"
     )
@@ -170,7 +164,7 @@ def _born_in_training(table: pd.DataFrame) -> tuple[bool | None, str]:
 
 @unanimous
 def _loss_falls_first(table: pd.DataFrame) -> tuple[bool | None, str]:
-    at = _first_born(table)
+    at = born_at(table)
     if at is None:
         return None, "no sinks"
     loss = table["loss"]

@@ -47,11 +47,25 @@ NAMES = {
 BORN = 0.05  # sink rate from which a curve is a sink's
 
 
+def born_at(rows: pd.DataFrame) -> int | None:
+    """Return the row from which on the sink rate stays above ``BORN``; None where it ends below.
+
+    A rate that flickers, one head more and one head less, is not born before it stays.
+
+    Example:
+        >>> born_at(pd.DataFrame({"sink_rate": [0.0, 0.06, 0.0, 0.06, 0.3]}))
+        3
+    """
+    below = np.flatnonzero(rows["sink_rate"] <= BORN)
+    first = int(below[-1]) + 1 if len(below) else 0
+    return first if first < len(rows) else None
+
+
 def _styles(groups: list[tuple[str, pd.DataFrame]], ax: Axes) -> list[dict[str, Any]]:
     """Return a look per model: orange where sinks are born; dash and marker tell models apart."""
     scale, looks = line_scale(ax), []
     for nth, (_, rows) in enumerate(groups):
-        born = rows["sink_rate"].iloc[-1] > BORN
+        born = born_at(rows) is not None
         looks.append(
             {
                 "color": COLOURS["sink"] if born else ink(ax),
@@ -189,11 +203,11 @@ def _heading(groups: list[tuple[str, pd.DataFrame]], quantity: str) -> str:
         ends = [rows["loss"].iloc[-1] for _, rows in groups]
         last = f"{min(ends):.2f}" + (f" to {max(ends):.2f}" if len(ends) > 1 else "")
         return f"the loss ends at {last} nats"
-    born = [rows for _, rows in groups if rows["sink_rate"].iloc[-1] > BORN]
-    if len(groups) > 1 or not born:
-        return f"sinks are born in {len(born)} of {len(groups)} models"
-    (rows,) = born
-    first = int((rows["sink_rate"] > BORN).to_numpy().argmax())
+    births = [born_at(rows) for _, rows in groups]
+    n_born = len(births) - births.count(None)
+    if len(groups) > 1 or not n_born:
+        return f"sinks are born in {n_born} of {len(groups)} models"
+    ((_, rows),), (first,) = groups, births
     before, after = rows["step"].iloc[first - 1] if first else 0, rows["step"].iloc[first]
     return f"sinks are born between step {before:,.0f} and step {after:,.0f}"
 
