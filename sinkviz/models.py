@@ -329,7 +329,9 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError):
         tokenizer = None
-    short = folder.name if folder.is_dir() else str(name)
+    # A run of `sinkviz train NAME` leaves its model in NAME/model.
+    own = folder.resolve().parent if folder.name == "model" else folder
+    short = own.name if folder.is_dir() else str(name)
     policy = parse_policy(policy) if isinstance(policy, str) else policy
     return LM(model.to(place).eval(), tokenizer, short, policy)
 

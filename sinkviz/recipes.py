@@ -123,6 +123,30 @@ RECIPES: dict[str, Recipe] = {
 ZOO = tuple(name for name in RECIPES if name != "smoke")
 
 
+def _varied(name: str, *, rate: float = 1.0, decay: float | None = None) -> Recipe:
+    """Return a recipe with its learning rates multiplied, or with another weight decay."""
+    recipe = RECIPES[name]
+    phases = tuple(
+        (tokens, rate * end, own if decay is None else decay) for tokens, end, own in recipe.phases
+    )
+    return replace(recipe, learning_rate=rate * recipe.learning_rate, phases=phases)
+
+
+# The same once more, to tell what a recipe does from chance; only their records are bundled.
+_BASE, _OTHER = "softmax-standard", "softmax-off-by-one"
+VARIANTS: dict[str, Recipe] = {
+    f"{_BASE}-seed-1": replace(RECIPES[_BASE], seed=1),
+    f"{_BASE}-seed-2": replace(RECIPES[_BASE], seed=2),
+    f"{_OTHER}-seed-1": replace(RECIPES[_OTHER], seed=1),
+    f"{_OTHER}-seed-2": replace(RECIPES[_OTHER], seed=2),
+    f"{_BASE}-decay-0": _varied(_BASE, decay=0.0),
+    f"{_BASE}-decay-0.5": _varied(_BASE, decay=0.5),
+    f"{_BASE}-rate-third": _varied(_BASE, rate=1 / 3),
+    f"{_BASE}-rate-double": _varied(_BASE, rate=2.0),
+}
+RECIPES |= VARIANTS
+
+
 def recipe_of(name: str) -> Recipe:
     """Return a recipe by its name.
 

@@ -23,7 +23,7 @@ from sinkviz.experiments.stretches import n_front
 from sinkviz.metrics import ROLES
 from sinkviz.models import LM, assets_folder, load
 from sinkviz.policies import SinkWindow
-from sinkviz.recipes import Recipe
+from sinkviz.recipes import VARIANTS, Recipe
 from sinkviz.scoring import score
 
 LENGTH = 48
@@ -314,6 +314,33 @@ def test_token_claims_agree_with_the_papers_own_numbers():
     assert [claim.judge(nothing)[0] for claim in claims] == [None] * 6
 
 
+def variant_table(cliffs: dict[str, float], rates: dict[str, float]) -> pd.DataFrame:
+    rows = []
+    for name in ("softmax-standard", OFF_BY_ONE, *VARIANTS):
+        row = {"model": name, "n_sink": None, "step": None}
+        for n_sink in (0, 4):
+            value = 20 * np.exp(cliffs.get(name, 0.5) * (n_sink == 0))
+            rows.append(row | {"quantity": "perplexity", "n_sink": n_sink, "value": value})
+        rows.append(row | {"quantity": "sink rate", "value": rates.get(name, 0.2)})
+        rows.append(row | {"quantity": "loss", "step": 9, "value": 3.5})
+    return pd.DataFrame(rows)
+
+
+def test_variant_claims_compare_every_seed_and_every_step_of_a_ladder():
+    claims = experiment("retrained").claims
+    off = [name for name in ("softmax-off-by-one", *VARIANTS) if name.startswith(OFF_BY_ONE)]
+    rising = {"softmax-standard-decay-0": 0.1, "softmax-standard-decay-0.5": 0.4}
+    rising |= {"softmax-standard-rate-third": 0.0, "softmax-standard-rate-double": 0.3}
+    agree = variant_table(dict.fromkeys(off, 0.0), rising)
+    assert [claim.judge(agree)[0] for claim in claims] == [True, True, True]
+    # One seed of six, one rung of a ladder is enough to disagree.
+    cliffs = dict.fromkeys(off, 0.0) | {"softmax-standard-seed-2": -0.1}
+    other = variant_table(cliffs, rising | {"softmax-standard-decay-0": 0.3})
+    assert [claim.judge(other)[0] for claim in claims] == [False, False, True]
+    alone = agree[agree["model"] == "softmax-standard"]
+    assert [claim.judge(alone)[0] for claim in claims] == [None, None, None]
+
+
 # Birth --------------------------------------------------------------------------------------------
 
 
@@ -352,9 +379,9 @@ def test_birth_says_phase_rate_and_decay(recorded):
     assert table["learning_rate"][1] == pytest.approx(3e-3 - 2e-3 * 400 / 1000)
     assert table["learning_rate"][3] == pytest.approx(1e-3 - 9e-4 * 400 / 1000)
     assert table["layer_1"][4] == pytest.approx(0.5) and table["strongest"][4] == 0.8
-    born, fallen, decay = (claim.judge(table) for claim in experiment("sink_birth").claims)
+    born, fallen = (claim.judge(table) for claim in experiment("sink_birth").claims)
     assert born[0] is True and "from step 15" in born[1]
-    assert fallen[0] is True and decay[0] is None
+    assert fallen[0] is True
 
 
 def test_birth_needs_a_record():
@@ -364,7 +391,7 @@ def test_birth_needs_a_record():
 
 def test_a_model_without_sinks_is_no_birth(recorded):
     table = run("sink_birth", recorded, text="stories").assign(sink_rate=0.0)
-    born, fallen, _ = (claim.judge(table) for claim in experiment("sink_birth").claims)
+    born, fallen = (claim.judge(table) for claim in experiment("sink_birth").claims)
     assert born[0] is False and fallen[0] is None
 
 

@@ -37,6 +37,7 @@ EXPERIMENTS: dict[str, str] = {
     "token_or_position": "sinks",
     "inside_a_sink": "sinks",
     "sink_birth": "softmaxes",
+    "retrained": "softmaxes",
     "train_short_test_long": "lengths",
     "attention_costs": "costs",
     "stream_eval": "recall",

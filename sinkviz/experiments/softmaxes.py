@@ -12,13 +12,20 @@ from sinkviz.capturing import capture
 from sinkviz.experiments.measuring import x_plus_y
 from sinkviz.experiments.probing import probes
 from sinkviz.experiments.running import Cell, Experiment, Row, Setting
-from sinkviz.experiments.softmaxes_claims import BIRTH_CLAIMS, SOFTMAXES, TOKEN_CLAIMS
+from sinkviz.experiments.softmaxes_claims import (
+    BIRTH_CLAIMS,
+    OFF_BY_ONE,
+    SOFTMAXES,
+    STANDARD,
+    TOKEN_CLAIMS,
+    VARIANT_CLAIMS,
+)
 from sinkviz.experiments.stretches import n_front
 from sinkviz.metrics import ROLES, SINK_EPSILON
 from sinkviz.models import LM, assets_folder
 from sinkviz.plots.birth import grid_birth
 from sinkviz.plots.sink_table import grid_sink_table
-from sinkviz.recipes import Recipe
+from sinkviz.recipes import VARIANTS, Recipe
 from sinkviz.scoring import score
 
 SINKS = (0, 1, 2, 4)
@@ -118,6 +125,18 @@ SINK_TOKEN = Experiment(
     draw=grid_sink_table,
     models=SOFTMAXES,
     claims=TOKEN_CLAIMS,
+)
+
+# What is chance ----------------------------------------------------------------------------------
+
+RETRAINED = Experiment(
+    name="retrained",
+    question="How far do runs of one recipe lie apart, and what do its rates and decay change?",
+    cells=_token_cells,
+    measure=_measure_token,
+    draw=grid_sink_table,
+    models=(STANDARD, OFF_BY_ONE, *VARIANTS),
+    claims=VARIANT_CLAIMS,
 )
 
 # When sinks are born ------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ Knows tables; measures nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -14,6 +16,7 @@ from sinkviz.plots.birth import BORN, born_at
 
 NO_BEGIN, TOKEN, OFF_BY_ONE = "softmax-no-begin", "softmax-sink-token", "softmax-off-by-one"
 STANDARD, LOGIT, GATED = "softmax-standard", "softmax-sink-logit", "softmax-gated"
+SEEDS = ("-seed-1", "-seed-2")
 SOFTMAXES = (STANDARD, NO_BEGIN, TOKEN, OFF_BY_ONE, LOGIT, GATED)
 
 
@@ -175,21 +178,6 @@ def _loss_falls_first(table: pd.DataFrame) -> tuple[bool | None, str]:
     )
 
 
-def _decay_helps(table: pd.DataFrame) -> tuple[None, str]:
-    said = []
-    for name, rows in table.groupby("model", sort=False):
-        ends = rows.groupby("phase_start").last()
-        phases = ", ".join(
-            f"{row.sink_rate:.0%} ({row.learning_rate:.1e}, {row.weight_decay:g})"
-            for row in ends.itertuples()
-        )
-        said.append(f"{name} {phases}")
-    return None, (
-        "phases of one run follow each other and cannot tell; sink rate at the end of each "
-        f"(learning rate, weight decay): {'; '.join(said)}"
-    )
-
-
 BIRTH_CLAIMS = (
     Claim(
         "Sinks are not there at first; training makes them",
@@ -203,10 +191,68 @@ BIRTH_CLAIMS = (
         "Gu et al. 2024, arXiv 2410.10781, section 4",
         _loss_falls_first,
     ),
+)
+
+# Runs of one recipe -------------------------------------------------------------------------------
+
+
+def _of_variants(table: pd.DataFrame, *endings: str, base: str = STANDARD) -> dict[str, float]:
+    """Return the sink rates of a model and its variants, by ending, of those that were measured."""
+    rates = {end: _value(table, base + end, "sink rate") for end in endings}
+    return {end or "as it is": rate for end, rate in rates.items() if rate is not None}
+
+
+def _spread(table: pd.DataFrame) -> tuple[bool | None, str]:
+    cliffs, said = {}, []
+    for base in (STANDARD, OFF_BY_ONE):
+        names = [base + end for end in ("", *SEEDS)]
+        found = {name: _perplexities(table, name) for name in names}
+        if any(one is None for one in found.values()):
+            return _missing(table, *names)
+        cliffs[base] = [float(np.log(one[0] / one[4])) for one in found.values()]
+        losses = [_value(table, name, "loss") for name in names]
+        rates = [_value(table, name, "sink rate") for name in names]
+        said.append(
+            f"{base}: {', '.join(map(nats, cliffs[base]))} without sinks, sink rate "
+            f"{', '.join(f'{rate:.0%}' for rate in rates)}, held-out loss {min(losses):.3f} to "
+            f"{max(losses):.3f}"
+        )
+    return min(cliffs[STANDARD]) > max(cliffs[OFF_BY_ONE]), "; ".join(said)
+
+
+def _rates_rise(*endings: str) -> Callable[[pd.DataFrame], tuple[bool | None, str]]:
+    """Return a judge of whether the sink rate rises from each variant to the next."""
+
+    def judge(table: pd.DataFrame) -> tuple[bool | None, str]:
+        rates = _of_variants(table, *endings)
+        if len(rates) < len(endings):
+            return _missing(table, *(STANDARD + end for end in endings))
+        said = ", ".join(f"{end.strip('-')} {rate:.0%}" for end, rate in rates.items())
+        return bool((np.diff(list(rates.values())) > 0).all()), f"sink rate: {said}"
+
+    return judge
+
+
+VARIANT_CLAIMS = (
     Claim(
-        "A larger learning rate and (up to a point) more weight decay make more sinks",
+        "What the kind of softmax changes is not chance (yes if every seed of the standard softmax "
+        "loses more without sinks than every seed of off-by-one)",
+        "one run of each",
+        "Xiao et al. 2023, arXiv 2309.17453, table 3",
+        _spread,
+    ),
+    Claim(
+        "More weight decay makes more sinks, up to a point (yes if the sink rate rises from 0 to "
+        "0.1 to 0.5)",
         "sink rate 15.2 % without weight decay, 18.2 % with 0.1, 41.1 % with 0.5, 0.0 % with 5",
         "Gu et al. 2024, arXiv 2410.10781, table 3",
-        _decay_helps,
+        _rates_rise("-decay-0", "", "-decay-0.5"),
+    ),
+    Claim(
+        "A larger learning rate makes more sinks (yes if the sink rate rises from a third to once "
+        "to twice)",
+        "with smaller learning rates sinks come later and are fewer",
+        "Gu et al. 2024, arXiv 2410.10781, section 4",
+        _rates_rise("-rate-third", "", "-rate-double"),
     ),
 )
