@@ -52,7 +52,7 @@ def tokenizer_of(recipe: Recipe, corpus: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def prepare(recipe: Recipe, runs: Path) -> Path:
+def prepare(recipe: Recipe, runs: Path, *, progress: bool = False) -> Path:
     """Write tokenizer and token files of a recipe into a folder that alike recipes share.
 
     Without books (see ``sinkviz.text.books_folder``) the corpus is stories alone.
@@ -60,6 +60,7 @@ def prepare(recipe: Recipe, runs: Path) -> Path:
     Args:
         recipe: says the size of the vocabulary and the share of stories.
         runs: the folder above the runs.
+        progress: show a progress bar.
 
     Returns:
         The corpus's folder, with ``tokenizer/``, ``train.npy`` and ``valid.npy``.
@@ -78,10 +79,9 @@ def prepare(recipe: Recipe, runs: Path) -> Path:
     tokenizer = train_tokenizer(iter(sample), vocabulary)
     tokenizer.save_pretrained(folder / "tokenizer")
     for split, texts in corpora.items():
-        parts = [
-            _encode(tokenizer, texts[i : i + 16])
-            for i in tqdm(range(0, len(texts), 16), desc=f"tokens of {split}", unit="batch")
-        ]
+        batches = [texts[i : i + 16] for i in range(0, len(texts), 16)]
+        bar = tqdm(batches, desc=f"tokens of {split}", unit="batch", disable=not progress)
+        parts = [_encode(tokenizer, batch) for batch in bar]
         n_story = int(recipe.story_tokens * sum(map(len, parts))) or 300_000
         while n_story > 0:
             batch = [next(source) for _ in range(2000)]

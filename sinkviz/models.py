@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
@@ -36,6 +37,7 @@ from sinkviz.policies import Dense, Policy, SinkWindow, Window, parse_policy
 from sinkviz.ranked import RankedCache
 from sinkviz.trial import family_of
 
+ContextManager = contextlib.AbstractContextManager
 Text = str | Sequence[int] | Tensor
 FEW_PARAMETERS = 30_000_000
 
@@ -95,6 +97,11 @@ class LM:
     def is_small(self) -> bool:
         """Whether one CPU thread is as fast as several, token by token."""
         return self.device.type == "cpu" and self.model.num_parameters() < FEW_PARAMETERS
+
+    @property
+    def changes(self) -> str:
+        """What is being done to the model, as asked for (``sinkviz.interventions``); may be ''."""
+        return "; ".join(_CHANGES.get(self.model, ()))
 
     @property
     def device(self) -> torch.device:
@@ -242,6 +249,28 @@ def untouched(model: nn.Module, attention: str | None = None) -> Iterator[None]:
         for module in training:
             module.training = True
         model.config._attn_implementation = implementation
+
+
+# What is being done to a model, in the order it was begun; by the model, since several LMs may
+# hold one.
+_CHANGES: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def changed(model: nn.Module, says: str, change: ContextManager) -> Iterator[None]:
+    """Let a change of a model last for a block, and records made meanwhile say so.
+
+    Args:
+        model: the model.
+        says: the change, as it was asked for.
+        change: makes it, and takes it back.
+    """
+    with change:
+        _CHANGES.setdefault(model, []).append(says)
+        try:
+            yield
+        finally:
+            _CHANGES[model].remove(says)
 
 
 @contextlib.contextmanager

@@ -55,13 +55,16 @@ def versions() -> dict[str, str]:
 
 
 def provenance(model: str, token_ids: np.ndarray, **more: Any) -> dict[str, Any]:
-    """Return what it takes to repeat a record: model, text hash, versions and what is given."""
+    """Return what it takes to repeat a record: model, text hash, versions and what is given.
+
+    What is given as ``""`` was not there, and is left out.
+    """
     digest = hashlib.sha256(np.ascontiguousarray(token_ids, dtype=np.int64).tobytes()).hexdigest()
     return {
         "model": model,
         "text_sha256": digest,
         **versions(),
-        **more,
+        **{name: value for name, value in more.items() if value != ""},
     }
 
 

@@ -226,6 +226,7 @@ class _Job:
             engine=self.engine,
             attention=self.lane.attention if self.engine == "parallel" else "the model's own",
             device=str(self.lm.device),
+            interventions=self.lm.changes,
         )
 
     def save(self, path: str | Path) -> None:
@@ -240,11 +241,10 @@ class _Job:
     def restore(self, path: str | Path) -> None:
         """Go on from what is done."""
         tensors, plain = load_tensors(path, KIND)
-        for name in ("text_sha256", "engine"):
-            if plain["provenance"][name] != self.provenance[name]:
-                raise ValueError(
-                    f"{path} belongs to another {name.split('_')[0]}; delete it to begin anew"
-                )
+        same = {"text_sha256": "text", "engine": "engine", "interventions": "intervention"}
+        for name, said in same.items():
+            if plain["provenance"].get(name) != self.provenance.get(name):
+                raise ValueError(f"{path} belongs to another {said}; delete it to begin anew")
         if ("mass" in tensors) != self.mass:
             raise ValueError(f"{path} was begun with mass={not self.mass}; delete it to begin anew")
         self.done, self.seconds = plain["done"], plain["seconds"]

@@ -150,6 +150,7 @@ def train(
     checkpoint_seconds: float = 300.0,
     bfloat16: bool | None = None,
     compiled: bool = True,
+    progress: bool = False,
 ) -> ClassroomForCausalLM:
     """Train a recipe, or go on where an interrupted run of it stopped.
 
@@ -164,6 +165,7 @@ def train(
         bfloat16: compute in bfloat16 with float32 weights; by default where the device is fast
             at it (CUDA, or a CPU with AMX).
         compiled: run the model through ``torch.compile``, which takes half a minute first.
+        progress: show a progress bar.
 
     Returns:
         The trained model in float32.
@@ -174,7 +176,7 @@ def train(
     recipe = recipe or recipe_of(name)
     folder = Path(folder)
     (folder / "snapshots").mkdir(parents=True, exist_ok=True)
-    corpus = prepare(recipe, folder.parent)
+    corpus = prepare(recipe, folder.parent, progress=progress)
     tokens = np.load(corpus / "train.npy", mmap_mode="r")
     unseen = held_out(np.load(corpus / "valid.npy", mmap_mode="r"), recipe)
     model = _fresh(recipe)
@@ -196,8 +198,14 @@ def train(
     loss_of = torch.compile(loss_of) if compiled else loss_of
     wanted = {int(10 ** (i / 8)) for i in range(8, 64)}
     saved, started, running = time.monotonic(), time.monotonic(), math.nan
-    progress = tqdm(
-        initial=step, total=recipe.n_steps, desc=name, unit="step", smoothing=0.02, mininterval=10
+    bar = tqdm(
+        initial=step,
+        total=recipe.n_steps,
+        desc=name,
+        unit="step",
+        smoothing=0.02,
+        mininterval=10,
+        disable=not progress,
     )
     try:
         while step < recipe.n_steps:
@@ -211,7 +219,7 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-            progress.update()
+            bar.update()
             value = float(loss.detach())
             running = value if math.isnan(running) else 0.98 * running + 0.02 * value
             if step in wanted or step % 1000 == 0 or step == recipe.n_steps:
@@ -225,7 +233,7 @@ def train(
                 }
                 with open(folder / "log.jsonl", "a") as log:
                     log.write(json.dumps(line) + "\n")
-                progress.set_postfix(loss=line["loss"], sink_rate=line["sink_rate"])
+                bar.set_postfix(loss=line["loss"], sink_rate=line["sink_rate"])
                 if step in wanted:
                     half = {k: v.to(torch.bfloat16) for k, v in _weights(model).items()}
                     _write(half, folder / "snapshots" / f"{step:07d}.safetensors", step)
@@ -234,7 +242,7 @@ def train(
                 saved = time.monotonic()
     finally:
         _save(checkpoint, model, optimizer, step)
-        progress.close()
+        bar.close()
     _export(model, tokenizer_of(recipe, corpus), recipe, folder)
     return model.eval()
 

@@ -311,7 +311,7 @@ def test_train_lists_its_recipes(tmp_path, monkeypatch):
 
 def test_train_calls_the_recipe(tmp_path, monkeypatch):
     called = []
-    monkeypatch.setattr("sinkviz.training.train", lambda *args: called.append(args))
+    monkeypatch.setattr("sinkviz.training.train", lambda *args, **options: called.append(args))
     monkeypatch.chdir(tmp_path)
     run("train", "smoke")
     run("train", "smoke", "--folder", "here")
@@ -321,7 +321,7 @@ def test_train_calls_the_recipe(tmp_path, monkeypatch):
 def test_train_all_trains_what_is_left(tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr("sinkviz.training._seconds_per_step", lambda recipe: 0.1)
-    monkeypatch.setattr("sinkviz.training.train", lambda *args: called.append(args))
+    monkeypatch.setattr("sinkviz.training.train", lambda *args, **options: called.append(args))
     for done in ZOO[2:]:
         (tmp_path / done / "model").mkdir(parents=True)
     said = run("train", "--all", "--folder", str(tmp_path)).stderr

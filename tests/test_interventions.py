@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from naive import NaiveCache
+from reference import tiny_llama
 from transformers import AttentionInterface, AttentionMaskInterface, StaticCache
 from zoo import zoo_float32, zoo_model
 
@@ -31,6 +32,7 @@ from sinkviz.lanes import Lane
 from sinkviz.models import untouched
 from sinkviz.policies import H2O, Dense, Recompute, SinkWindow, Window
 from sinkviz.ranked import RankedCache
+from sinkviz.records import Trace
 from sinkviz.scoring import score
 from sinkviz.streaming import stream
 
@@ -423,6 +425,31 @@ def test_an_unknown_projection_is_refused():
     del module.dense
     with pytest.raises(ValueError, match="has no output projection named o_proj, out_proj"):
         knock_out(lm, 0, 0)
+
+
+# What records say ---------------------------------------------------------------------------------
+
+
+def test_records_say_what_was_done_meanwhile(tmp_path):
+    lm, ids = tiny_llama(), list(range(20))
+    plain = capture(lm, ids)
+    with zero_value(lm, 0), forbid(lm, position=1, layers=[0]):
+        changed = capture(lm, ids)
+        run = score(lm, ids, Window(8))
+        with pytest.raises(ValueError, match="no head 99"), knock_out(lm, 0, 99):
+            pass
+    said = "zero_value(position=0); forbid(position=1, layers=[0])"
+    assert changed.provenance["interventions"] == run.provenance["interventions"] == said
+    assert Trace.load(changed.save(tmp_path / "t.safetensors")).provenance["interventions"] == said
+    assert "interventions" not in plain.provenance and lm.changes == ""
+
+
+def test_a_score_goes_on_under_the_same_intervention_only(tmp_path):
+    lm, ids, kept = tiny_llama(), list(range(40)), tmp_path / "half.safetensors"
+    whole = score(lm, ids, Window(8), state=kept)
+    with zero_value(lm, 0), pytest.raises(ValueError, match="belongs to another intervention"):
+        score(lm, ids, Window(8), state=kept)
+    np.testing.assert_array_equal(score(lm, ids, Window(8), state=kept).nll, whole.nll)
 
 
 # Edits of the text --------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ COMMAND = [sys.executable, "notebooks/build.py"]
 
 # Words of Markdown and code cells: a lesson, and the short way in.
 LESSON = (range(1000, 1601), range(12, 19))
-SHORT = {"00_start_here": (range(600, 1101), range(6, 13))}
+SHORT = {"00_start_here": (range(600, 1401), range(6, 13))}
 
 WIDGET = rf"sv\.({'|'.join(sinkviz.widgets.__all__)})\("
 
@@ -46,6 +46,10 @@ def cells(path: Path, kind: str) -> list:
 
 def prose(path: Path) -> str:
     return "\n\n".join(cell.source for cell in cells(path, "markdown"))
+
+
+def minutes_of(path: Path) -> str:
+    return re.search(r"\*\*Minutes:\*\* (\d+)", prose(path))[1]
 
 
 def exercise_cells(path: Path) -> dict[str, str]:
@@ -86,6 +90,14 @@ def test_predict_before_the_first_result(path):
     shown = read(path).cells
     predict = next(n for n, cell in enumerate(shown) if "## Predict first" in cell.source)
     assert predict < next(n for n, cell in enumerate(shown) if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("table", ["README.md", "notebooks/README.md", STUDENTS[0]], ids=str)
+def test_tables_of_the_course_list_every_notebook_with_its_minutes(table):
+    page = (ROOT / table).read_text(encoding="utf-8") if isinstance(table, str) else prose(table)
+    told = dict(re.findall(r"\]\((?:notebooks/)?([\w]+)\.ipynb\) \| (\d+) \|", page))
+    others = [path for path in STUDENTS if path != table]
+    assert told.items() >= {path.stem: minutes_of(path) for path in others}.items()
 
 
 @every_notebook

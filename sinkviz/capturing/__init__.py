@@ -227,6 +227,7 @@ def _trace(
             device=str(lm.device),
             engine=engine_of(lm),
             attention=lm.model.config._attn_implementation,
+            interventions=lm.changes,
         ),
         distance_edges=distance_edges(n_tokens) if "distance" in plan.statistics else None,
         cell=plan.cell,

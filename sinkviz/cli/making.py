@@ -147,7 +147,7 @@ def train(
     made = []
     for row in left:
         home = folders[row["recipe"]]
-        training.train(row["recipe"], home)
+        training.train(row["recipe"], home, progress=sys.stderr.isatty())
         say(f"trained; the model is in {home / 'model'}")
         made.append({"recipe": row["recipe"], "model": str(home / "model")})
     if as_json:

@@ -21,7 +21,9 @@ with, and what comes out.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -35,7 +37,7 @@ from sinkviz.interventions.edits import (
 )
 from sinkviz.interventions.projections import out_projection_hook, value_hook
 from sinkviz.interventions.routes import goes_through_interface, hooked, rerouted
-from sinkviz.models import LM
+from sinkviz.models import LM, changed
 
 __all__ = [
     "forbid",
@@ -53,6 +55,20 @@ Context = contextlib.AbstractContextManager[None]
 Layers = int | Sequence[int] | None
 
 
+def _recorded(change: Callable[..., Context]) -> Callable[..., Context]:
+    """Let records that are made while a change lasts say what was asked for."""
+    signature = inspect.signature(change)
+
+    @functools.wraps(change)
+    def asked(*args: object, **options: object) -> Context:
+        given = signature.bind(*args, **options).arguments
+        says = ", ".join(f"{name}={value!r}" for name, value in given.items() if name != "lm")
+        return changed(given["lm"].model, f"{change.__name__}({says})", change(**given))
+
+    return asked
+
+
+@_recorded
 def zero_value(lm: LM, position: int, layers: Layers = None) -> Context:
     """Make a token's value vector zero: attention to it then adds nothing to the output.
 
@@ -75,6 +91,7 @@ def zero_value(lm: LM, position: int, layers: Layers = None) -> Context:
     return hooked(lm.model, modules, [value_hook(one, lm.family, position) for one in modules])
 
 
+@_recorded
 def knock_out(lm: LM, layer: int, head: int) -> Context:
     """Silence a head: its output is zero before the layer's output projection.
 
@@ -96,6 +113,7 @@ def knock_out(lm: LM, layer: int, head: int) -> Context:
     return hooked(lm.model, [module], [out_projection_hook(module, head, n_heads)])
 
 
+@_recorded
 def forbid(
     lm: LM, position: int, layers: Layers = None, heads: int | Sequence[int] | None = None
 ) -> Context:
@@ -121,6 +139,7 @@ def forbid(
     return rerouted(lm.model, modules, change)
 
 
+@_recorded
 def null_key(lm: LM, logit: float = 0.0, layers: Layers = None) -> Context:
     """Add a key that carries nothing, so that a head can attend to nothing.
 
