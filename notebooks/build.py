@@ -47,6 +47,7 @@ def run(notebook, folder, strict):
     """Execute a notebook, in strict mode where every exercise must pass, and clean it."""
     os.environ.update(HF_HUB_OFFLINE="1", SINKVIZ_STRICT=str(int(strict)))
     options = {"timeout": 300, "kernel_name": "python3", "store_widget_state": False}
+    options["coalesce_streams"] = True  # what is printed slowly is one output all the same
     NotebookClient(notebook, resources={"metadata": {"path": folder}}, **options).execute()
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for cell in notebook.cells:

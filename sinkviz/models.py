@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 import sinkviz.classroom  # noqa: F401  (registers the classroom model with the Auto classes)
 from sinkviz.caches import SinkCache
-from sinkviz.families import Family, attention_modules
+from sinkviz.families import FAMILIES, Family, attention_modules
 from sinkviz.policies import Dense, Policy, SinkWindow, Window, parse_policy
 from sinkviz.ranked import RankedCache
 from sinkviz.trial import family_of
@@ -337,7 +337,12 @@ def load(
         )
     try:
         config = AutoConfig.from_pretrained(source)
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder:
+        # Encoders that can be made decoders say so in a flag, which GPT-NeoX has too, and ignores.
+        encoder = (
+            config.model_type not in FAMILIES and getattr(config, "is_decoder", None) is False
+        )
+        causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+        if encoder or not causal:
             raise ValueError(
                 f"{name} is a {config.model_type!r} model, which does not predict the next token; "
                 "sinkviz needs a causal language model"
@@ -345,7 +350,9 @@ def load(
         if dtype is None:
             dtype = torch.float32 if place.type == "cpu" else "auto"
         with _quiet(folder.is_dir()):
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
     except OSError as error:
         if folder.is_dir():
             raise
@@ -354,6 +361,11 @@ def load(
             f"cannot fetch {name!r} from the Hub ({'HF_HUB_OFFLINE=1' if offline else 'network?'});"
             f" check the id and the connection, or use a bundled model: {', '.join(bundled())}"
         ) from error
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{name} lacks weights of a causal language model, such as {missing[0]}: it was saved "
+            "without its head, or as another kind of model"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError):

@@ -90,7 +90,7 @@ def try_rotary(model: nn.Module) -> Family:
     raise ValueError(
         f"no family {name!r} in sinkviz.families, and a trial of {LENGTH} tokens shows that its "
         "keys do not turn with the positions as its rotary frequencies say; a cache that moves "
-        f"keys would be wrong. Use Dense or Recompute with it, or a known family; {known}"
+        f"keys would be wrong; {known}"
     )
 
 

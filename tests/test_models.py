@@ -121,6 +121,18 @@ def test_encoders_and_sequence_to_sequence_models_are_refused(tmp_path):
     t5.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a 't5' model, which does not predict the next token"):
         load(str(tmp_path))
+    bert.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a 'bert' model"):
+        load(str(tmp_path))
+
+
+def test_a_head_that_is_not_there_is_not_made_up(tmp_path):
+    model = tiny_llama(torch.float32).model
+    model.model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="lacks weights of a causal language model.*lm_head"):
+        load(str(tmp_path))
+    model.save_pretrained(tmp_path)
+    assert load(str(tmp_path)).model.num_parameters() == model.num_parameters()
 
 
 def test_no_network_is_said_plainly(monkeypatch):
