@@ -338,9 +338,7 @@ def load(
     try:
         config = AutoConfig.from_pretrained(source)
         # Encoders that can be made decoders say so in a flag, which GPT-NeoX has too, and ignores.
-        encoder = (
-            config.model_type not in FAMILIES and getattr(config, "is_decoder", None) is False
-        )
+        encoder = config.model_type not in FAMILIES and getattr(config, "is_decoder", None) is False
         causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
         if encoder or not causal:
             raise ValueError(
