@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 INTERRUPTED = 130
+WIDE = 10  # columns that a terminal has room for
 
 Model = Annotated[
     str,
@@ -132,16 +133,22 @@ def show(document: dict[str, Any], title: str, as_json: bool) -> None:
         print(json.dumps(_finite(document), indent=1, allow_nan=False))
         return
     rows = document["rows"]
-    table = Table(title=title, title_justify="left", header_style="bold")
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    for name in names:
+    table = Table(title=title, title_justify="left", caption_justify="left", header_style="bold")
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [_cell(name, row.get(name)) for row in rows] for name in names}
+    if len(columns) > WIDE:  # what is the same in every row is said once, below
+        same = {name: cells[0] for name, cells in columns.items() if len({*cells}) == 1 < len(rows)}
+        said = [f"{name.replace('_', ' ')} {cell}" for name, cell in same.items() if cell != "-"]
+        table.caption = "; ".join(said)
+        columns = {name: cells for name, cells in columns.items() if name not in same}
+    for name in columns:
         number = any(isinstance(row.get(name), int | float) for row in rows)
         table.add_column(name.replace("_", " "), justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*(_cell(name, row.get(name)) for name in names))
-    # A file or a pipe has no width; nothing may be cut off there.
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    # A file or a pipe has no width; nothing may be cut off or folded there.
     console = Console()
-    console.width = console.width if console.is_terminal else 160
+    console.width = console.width if console.is_terminal else 1_000
     console.print(table)
 
 
@@ -179,7 +186,8 @@ def _cell(name: str, value: Any) -> str:
     if value is None:
         return "all" if name == "cache" else "-"
     if isinstance(value, float):
-        return f"{value:+.3f}" if name == "drift" else f"{value:,.3f}"
+        many = abs(value) >= 10_000 and value.is_integer()
+        return f"{value:+.3f}" if name == "drift" else f"{value:,.{0 if many else 3}f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -25,7 +25,7 @@ from sinkviz.classroom import ClassroomConfig, ClassroomForCausalLM
 from sinkviz.cli.talking import readable
 from sinkviz.corpus import train_tokenizer
 from sinkviz.recipes import RECIPES, ZOO
-from sinkviz.terminal import INTERRUPTED
+from sinkviz.terminal import INTERRUPTED, show
 from sinkviz.text import stories
 
 ROOT = Path(__file__).parent.parent
@@ -472,3 +472,13 @@ def test_lab_serves(tmp_path):
                     page = answer.read().decode()
             time.sleep(0.1)
     assert "JupyterLab" in page
+
+
+def test_a_wide_table_says_once_what_is_the_same_in_every_row(capsys):
+    rows = [{f"column_{i}": i for i in range(9)} | {"ms": ms, "bytes": 2e6} for ms in (1.5, 2.5)]
+    show({"rows": rows}, "Costs", as_json=False)
+    table, told = capsys.readouterr().out.rsplit("┘", 1)
+    assert "1.500" in table and "2.500" in table and "column" not in table
+    assert "column 3 3; " in told and "bytes 2,000,000" in " ".join(told.split())
+    show({"rows": rows[:1]}, "Costs", as_json=False)
+    assert "column 3" in capsys.readouterr().out.rsplit("┘", 1)[0]
