@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 SETUP = """\
 from itertools import islice
+
 import sinkviz as sv
 from sinkviz.capturing import capture_scores
 from sinkviz.text import stories
@@ -22,7 +23,7 @@ scores = capture_scores(lm, list(islice(stories(seed=2), 64)), length=16)
 policies = [sv.Dense(), sv.Window(64), sv.SinkWindow(4, 60), sv.Recompute(64)]
 window, sinks = policies[1:3]
 steps = sv.compare(lm, [window, sinks], text=ids[:300], capture=True)
-lanes = dict(zip([window, sinks], zip(*steps)))
+lanes = dict(zip([window, sinks], zip(*steps, strict=True), strict=True))
 runs = [sv.score(lm, ids[:2000], policy) for policy in policies]
 """
 
@@ -255,6 +256,61 @@ CHAPTERS: dict[str, tuple[Picture, ...]] = {
     ),
 }
 
+# Shown as themselves in the notebook; on the page, and where there is no kernel, as a picture.
+WIDGETS: tuple[Picture, ...] = (
+    Picture(
+        "widget-attention-explorer",
+        "Left, a cell for each of sixteen heads, two of them pale: what the first token receives. "
+        "Right, the map of one head, with a first column that is dark all the way down.",
+        "sv.AttentionExplorer(short)",
+    ),
+    Picture(
+        "widget-sink-slider",
+        "Above, nll along a text: full attention climbs after the training length, four sinks and "
+        "sixty recent tokens stay low. Below, a bar of where the attention goes, mostly to the "
+        "sinks, and a bar of the perplexity.",
+        "sv.SinkSlider(lm, ids[:600])",
+    ),
+    Picture(
+        "widget-side-by-side",
+        "Three curves of nll: window attention climbs at the first eviction, full attention at the "
+        "training length, four sinks stay low. Below, how each text ends; two fall apart.",
+        'board = sv.SideBySide(lm, policies[:3], prompt="Once upon a time", capture=True)\n'
+        "board.advance(240)\n"
+        "board",
+    ),
+    Picture(
+        "widget-cache-player",
+        "Above, a row of twenty tokens: the first four filled as sinks, the last eight as recent, "
+        "those between hatched. Below, the cache with the twelve that stay.",
+        "sv.CachePlayer(sv.SinkWindow(4, 8), short.tokens, step=20)",
+    ),
+    Picture(
+        "widget-softmax-bench",
+        "Above, the logits of six keys. Below, four bars of where the mass goes: standard softmax, "
+        "off by one, a sink logit and a gate; the last three lose a hatched part to nowhere.",
+        "sv.SoftmaxBench()",
+    ),
+    Picture(
+        "widget-alibi-fan",
+        "Eight lines fall from zero with distance, the first head's the steepest. Beside them, a "
+        "map with a dark first column; with the bias, dark cells lie along the diagonal instead.",
+        "sv.AlibiFan(8, short)",
+    ),
+    Picture(
+        "widget-sink-birth",
+        "Left, a map of layers and heads at the last training step, twelve of sixteen framed as "
+        "sinks. Right, the loss falls smoothly, and the sink rate leaves zero late and at once.",
+        "sv.SinkBirth()",
+    ),
+    Picture(
+        "widget-position-lab",
+        "Left, perplexity against test length: all schemes rise beyond the training length but "
+        "ALiBi, which falls. Right, the mean cosine of the rotary angles against distance.",
+        "sv.PositionLab()",
+    ),
+)
+
 # What is seen in the figures of recorded experiments; their question is said before it.
 SEEN = {
     "x_plus_y": "Perplexity is high without a first token, falls by half with one, and is flat for "
@@ -268,6 +324,9 @@ SEEN = {
     "first token costs most.",
     "sink_birth": "The sink rate is zero for thousands of steps, then climbs to three quarters, "
     "while the loss falls slowly; the first token's share grows in every layer.",
+    "attention_costs": "Time and memory of attention that is written out rise with the square of "
+    "the length, those of fused and window attention in a line; perplexity by keys per query "
+    "falls quickly, and a window needs its sinks.",
     "limits": "Left, what a changed beginning still changes dies out after a few caches. Right, "
     "right answers fall to chance once the answer is further away than the cache.",
 }

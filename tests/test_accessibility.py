@@ -15,12 +15,18 @@ pytestmark = pytest.mark.browser
 IDS = [(7 * i) % 61 for i in range(60)]
 
 
+def side_by_side(lm):
+    lanes = sv.SideBySide(lm, [sv.Dense(), sv.SinkWindow(2, 10)], text=IDS, capture=True)
+    lanes.advance(40)
+    return lanes
+
+
 def widget_pages(folder):
     """Write every widget to a page of its own; yield the paths."""
     lm = tiny_llama()
     made = {
         "SinkSlider": lambda: sv.SinkSlider(lm, IDS),
-        "SideBySide": lambda: sv.SideBySide(lm, [sv.Dense(), sv.SinkWindow(2, 10)], text=IDS),
+        "SideBySide": lambda: side_by_side(lm),
         "AttentionExplorer": lambda: sv.AttentionExplorer(sv.capture(lm, IDS, keep="maps")),
         "CachePlayer": lambda: sv.CachePlayer(sv.SinkWindow(2, 6), 20),
         "SoftmaxBench": lambda: sv.SoftmaxBench(),

@@ -28,7 +28,7 @@ from sinkviz.plots import (
     plot_nll_bins,
     plot_recall,
 )
-from sinkviz.policies import Dense, Recompute, SinkWindow, Window, parse_policy
+from sinkviz.policies import TOVA, Dense, Recompute, SinkWindow, Window, parse_policy
 from sinkviz.records import StreamRun
 
 FOUR = ("Dense", "0+16", "recompute 16", "4+12")
@@ -264,6 +264,8 @@ def test_choices_equal_naive_decoding(exact, policy):
     assert asking.choose(exact, asked, policy).tolist() == best
     seen = [t in policy.keep(p + 1) for p, t in zip(asked.positions, asked.told, strict=True)]
     assert asked.seen(policy).tolist() == seen
+    with pytest.raises(ValueError, match="tova 8 keeps depends on attention"):
+        asked.seen(TOVA(8))
     counted = asking.answers(exact, asked, policy)
     right = [one == two for one, two in zip(best, asked.answers.tolist(), strict=True)]
     assert (counted["right"], counted["seen"]) == (sum(right), sum(seen))

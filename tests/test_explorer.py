@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +15,7 @@ import pytest
 import traitlets
 
 from sinkviz.bench import widgets as bench
+from sinkviz.bench import widgets_against as against
 from sinkviz.bench.widgets import random_trace
 from sinkviz.metrics import ROLES
 from sinkviz.records import Trace
@@ -51,24 +53,27 @@ def pooled_trace(n_tokens: int = 50, cell: int = 8, keep: tuple | None = None) -
     return changed(trace, attention=kept, heads=keep, pooled_max=cells, cell=cell)
 
 
-def naive(weights: np.ndarray, cell: int, gone: int = 0) -> np.ndarray:
+def naive(weights: np.ndarray, cell: int, gone: Collection[int] = ()) -> np.ndarray:
     """Codes of a whole map by plain loops; weights of keys that are gone are left out."""
     n = len(weights)
     side = -(-n // cell)
     found = np.zeros((side, side), np.uint8)
     for query in range(n):
-        for key in range(gone, query + 1):
-            code = 1 + round(254 * float(weights[query, key]) ** 0.5)
-            at = query // cell, key // cell
-            found[at] = max(found[at], code)
+        for key in range(query + 1):
+            if key not in gone:
+                code = 1 + round(254 * float(weights[query, key]) ** 0.5)
+                at = query // cell, key // cell
+                found[at] = max(found[at], code)
     return found
 
 
-def without_first(weights: np.ndarray, n: int) -> np.ndarray:
-    rest = weights[:, n:].sum(-1, keepdims=True)
-    return np.where(rest > 1e-6, weights / np.maximum(rest, 1e-6), 0) * (
-        np.arange(len(weights)) >= n
-    )
+def left_over(weights: np.ndarray, gone: Collection[int]) -> np.ndarray:
+    """What each query gives to the other keys, brought up to one."""
+    if not gone:
+        return weights
+    there = ~np.isin(np.arange(len(weights)), list(gone))
+    left = weights[:, there].sum(-1, keepdims=True)
+    return np.where(left > 1e-6, weights / np.maximum(left, 1e-6), 0) * there
 
 
 def near(one: np.ndarray, other: np.ndarray) -> None:
@@ -82,19 +87,19 @@ def near(one: np.ndarray, other: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("cell", [1, 2, 3, 16, 64])
-@pytest.mark.parametrize("rest", [False, True])
-def test_tiles_are_the_largest_of_each_cell(cell, rest):
+@pytest.mark.parametrize("gone", [(), (0,), (0, 1, 9), (16, 36), tuple(range(3, 37))])
+def test_tiles_are_the_largest_of_each_cell(cell, gone):
     trace = small(37)
-    tiles = MapTiles(trace, 1)
+    tiles = MapTiles(trace)
     for layer, head in np.ndindex(2, 3):
         weights = trace.attention[layer, head].astype(float)
-        expected = naive(without_first(weights, 1) if rest else weights, cell, int(rest))
-        near(tiles.tile(layer, head, cell, 0, 0, rest), expected)
+        expected = naive(left_over(weights, gone), cell, gone)
+        near(tiles.tile(layer, head, cell, 0, 0, gone), expected)
 
 
 def test_tiles_cut_a_long_map_without_seams():
     trace = random_trace(2 * TILE + 40, 1, 1)
-    tiles = MapTiles(trace, 1)
+    tiles = MapTiles(trace)
     whole = naive(trace.attention[0, 0], 1)
     rows = [
         np.hstack([tiles.tile(0, 0, 1, row, column) for column in range(3)]) for row in range(3)
@@ -105,33 +110,33 @@ def test_tiles_cut_a_long_map_without_seams():
 
 def test_thumbnails_and_lines():
     trace = small(50)
-    tiles = MapTiles(trace, 2)
-    for rest in (False, True):
-        cell, found = tiles.thumbnails(20, rest)
+    tiles = MapTiles(trace)
+    for gone in ((), (0, 1), (7, 22, 23)):
+        cell, found = tiles.thumbnails(20, gone)
         assert cell == 3 and found.shape == (2, 3, 17, 17)
         for layer, head in np.ndindex(2, 3):
-            weights = trace.attention[layer, head].astype(float)
-            weights = without_first(weights, 2) if rest else weights
-            near(found[layer, head], naive(weights, 3, 2 * rest))
+            weights = left_over(trace.attention[layer, head].astype(float), gone)
+            near(found[layer, head], naive(weights, 3, gone))
             np.testing.assert_array_equal(
-                tiles.thumbnail(layer, head, 20, rest)[1], found[layer, head]
+                tiles.thumbnail(layer, head, 20, gone)[1], found[layer, head]
             )
             for way, line in (("keys", weights[30]), ("queries", weights[:, 30])):
-                size, values = tiles.line(layer, head, 30, way, rest)
+                size, values = tiles.line(layer, head, 30, way, gone)
                 assert size == 1
                 np.testing.assert_allclose(values, line, atol=1e-6)
     assert len(triangles(found)) == 6 * 17 * 18 // 2
 
 
-def test_what_is_left_without_the_sink_sums_to_one():
-    tiles = MapTiles(small(40), 3)
+@pytest.mark.parametrize("gone", [(0, 1, 2), (2, 17, 30)])
+def test_what_is_left_without_the_sinks_sums_to_one(gone):
+    tiles = MapTiles(small(40))
     for token in range(3, 40):
-        assert tiles.line(1, 2, token, "keys", True)[1].sum() == pytest.approx(1, abs=1e-4)
+        assert tiles.line(1, 2, token, "keys", gone)[1].sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_pooled_maps_and_a_few_whole_ones():
     trace = pooled_trace(50, 8, keep=((1, 2),))
-    tiles = MapTiles(trace, trace.n_sink)
+    tiles = MapTiles(trace)
     assert [tiles.finest(1, 2), tiles.finest(0, 0)] == [1, 8]
     whole = random_trace(50, 2, 3).attention
     near(tiles.tile(0, 0, 8, 0, 0), naive(whole[0, 0], 8))
@@ -141,21 +146,25 @@ def test_pooled_maps_and_a_few_whole_ones():
     assert cell == 8
     np.testing.assert_allclose(line[:5], np.nan_to_num(trace.pooled_max[0, 1, 4, :5]))
     # The sink's cell is taken out, and rows grow by the mean of what their queries left it.
-    rest = tiles.tile(0, 0, 8, 0, 0, True)
+    rest = tiles.tile(0, 0, 8, 0, 0, tiles.sinks([0]))
     assert not rest[:, 0].any()
     left = trace.mass[0, 0, 40:48, [ROLES.index(r) for r in ("middle", "recent", "self")]].sum(0)
     grown = np.clip(trace.pooled_max[0, 0, 5, 1:6] / left.mean(), 0, 1)
     assert np.abs(rest[5, 1:6].astype(int) - codes(grown)).max() <= 1
 
 
-def test_shares_of_the_sink():
+def test_shares_of_the_sinks():
     trace = small(30)
-    np.testing.assert_allclose(MapTiles(trace, 1).shares(), trace.received[..., 0])
-    expected = trace.attention[:, :, 3:, :3].sum(-1).mean(-1)
-    np.testing.assert_allclose(MapTiles(trace, 3).shares(), expected, rtol=1e-5)
+    tiles = MapTiles(trace)
+    for one in (0, 7, 29):
+        np.testing.assert_allclose(tiles.shares((one,)), trace.received[..., one])
+    for sinks in ((0, 1, 2), (0, 11), (4, 28)):
+        later = [query for query in range(30) if query > sinks[-1]]
+        expected = sum(trace.attention[:, :, later, key].mean(-1) for key in sinks)
+        np.testing.assert_allclose(tiles.shares(sinks), expected, rtol=1e-5)
     statistics = changed(pooled_trace(50), n_sink=2)
     expected = statistics.mass_of("sink")[..., 2:].mean(-1)
-    np.testing.assert_allclose(MapTiles(statistics, 2).shares(), expected, rtol=1e-5)
+    np.testing.assert_allclose(MapTiles(statistics).shares((0, 1)), expected, rtol=1e-5)
 
 
 def test_pooling_leaves_the_map_as_it_was():
@@ -165,27 +174,28 @@ def test_pooling_leaves_the_map_as_it_was():
     np.testing.assert_array_equal(weights, np.arange(12.0).reshape(3, 4))
 
 
-@pytest.mark.parametrize(
-    ("fields", "n_sink", "said"),
-    [
-        ({"attention": None}, 1, "holds no maps"),
-        ({}, 0, r"n_sink must be in 1\.\.37, got 0"),
-        (
-            {"attention": None, "pooled_max": np.zeros((2, 3, 1, 1)), "cell": 64},
-            2,
-            "first 1 tokens",
-        ),
-    ],
-)
-def test_bad_traces_are_refused(fields, n_sink, said):
-    with pytest.raises(ValueError, match=said):
-        MapTiles(changed(small(37), **fields), n_sink)
+def test_traces_without_maps_are_refused():
+    with pytest.raises(ValueError, match="holds no maps"):
+        MapTiles(changed(small(37), attention=None))
+
+
+def test_sinks_that_are_not_there():
+    tiles = MapTiles(small(37))
+    assert tiles.sinks([9, 0, 9]) == (0, 9)
+    for wrong in ([], [-1, 3], [37]):
+        with pytest.raises(ValueError, match=r"one of the tokens 0\.\.36, got"):
+            tiles.sinks(wrong)
+    kept = MapTiles(pooled_trace(50))
+    assert kept.sinks([0]) == (0,)
+    for other in ([0, 1], [8]):
+        with pytest.raises(ValueError, match=r"first 1 tokens, as captured, not \[.*keep='maps'"):
+            kept.sinks(other)
 
 
 @pytest.mark.parametrize("at", [(0, 0, 0, 0, 0), (0, 0, 1, 1, 0), (0, 0, 1, 0, -1)])
 def test_tiles_that_are_not_there(at):
     with pytest.raises(ValueError, match="no tile|no cells"):
-        MapTiles(small(37), 1).tile(*at)
+        MapTiles(small(37)).tile(*at)
 
 
 # Tokens -----------------------------------------------------------------------------------------
@@ -211,13 +221,13 @@ def asked(explorer: AttentionExplorer, **content) -> tuple[dict, list[bytes]]:
 def test_front_end_is_sent_what_it_asks_for():
     trace = small(37)
     explorer = AttentionExplorer(trace)
-    where = {"layer": 1, "head": 2, "rest": False}
+    where = {"layer": 1, "head": 2, "without": []}
     answer, (tile,) = asked(explorer, do="tiles", cell=2, tiles=[[0, 0]], **where)
     assert answer["shapes"] == [(19, 19)] and answer["tiles"] == [[0, 0]]
     near(np.frombuffer(tile, np.uint8).reshape(19, 19), naive(trace.attention[1, 2], 2))
     answer, (line,) = asked(explorer, do="line", token=20, way="queries", **where)
     np.testing.assert_array_equal(np.frombuffer(line, "<f4"), trace.attention[1, 2, :, 20])
-    answer, (thumbs,) = asked(explorer, do="thumbs", rest=True)
+    answer, (thumbs,) = asked(explorer, do="thumbs", without=[0])
     assert answer["cell"] == 1 and len(thumbs) == 6 * 37 * 38 // 2
     assert asked(explorer, do="tokens")[1] == [labels(trace.tokens)]
     assert asked(explorer, do="nothing we know") == ({}, [])
@@ -230,7 +240,7 @@ def test_begins_with_the_strongest_sink():
     explorer = AttentionExplorer(trace)
     strongest = np.unravel_index(trace.received[..., 0].argmax(), (2, 3))
     assert (explorer.layer, explorer.head) == strongest
-    assert explorer.n_sink == 1 and explorer.view == [0, 0, 40]
+    assert explorer.sinks == [0] and explorer.view == [0, 0, 40]
     kept = AttentionExplorer(pooled_trace(50, keep=((1, 1),)))
     assert (kept.layer, kept.head) == (1, 1)
     assert AttentionExplorer(trace, layer=-1, head=-2).layer == 1
@@ -251,6 +261,41 @@ def test_settings_stay_within_the_trace():
         AttentionExplorer(small(40), layer=0, head=3)
     with pytest.raises(ValueError, match="neither"):
         AttentionExplorer(small(40), layer=0)
+
+
+def test_the_sink_may_be_anywhere():
+    trace = small(40)
+    explorer = AttentionExplorer(trace, sink_at=(20, 4), n_sink=2, layer=0, head=0)
+    assert explorer.sinks == [4, 5, 20, 21]
+    assert AttentionExplorer(trace, sink_at=7).sinks == [7]
+    for explorer.sinks in ([4, 5, 20, 21], [9], [0, 30]):
+        expected = MapTiles(trace).shares(tuple(explorer.sinks)).ravel().astype("<f4")
+        np.testing.assert_array_equal(np.frombuffer(explorer.shares, "<f4"), expected)
+    # The head that is shown at first is the one with the strongest of these sinks.
+    moved = AttentionExplorer(trace, sink_at=9)
+    strongest = np.unravel_index(trace.received[..., 9].argmax(), (2, 3))
+    assert (moved.layer, moved.head) == strongest
+    moved.sink = False
+    figure = moved.figure()
+    cells = figure.axes[1].images[0].get_array()
+    weights = left_over(trace.attention[moved.layer, moved.head].astype(float), [9])
+    assert cells.mask[:, 9].all() and not cells.mask[10, 10]
+    np.testing.assert_allclose(cells[20, :9], weights[20, :9], atol=0.005)
+    plt.close(figure)
+
+
+def test_a_sink_must_be_a_token():
+    trace = small(40)
+    with pytest.raises(ValueError, match=r"0\.\.39, got \[40\]"):
+        AttentionExplorer(trace, sink_at=40)
+    with pytest.raises(ValueError, match="n_sink must be at least 1, got 0"):
+        AttentionExplorer(trace, n_sink=0)
+    with pytest.raises(ValueError, match="first 1 tokens, as captured"):
+        AttentionExplorer(pooled_trace(50), sink_at=8)
+    explorer = AttentionExplorer(trace)
+    with pytest.raises(traitlets.TraitError, match="got \\[\\]"):
+        explorer.sinks = []
+    assert explorer.sinks == [0]
 
 
 def saved(explorer: AttentionExplorer) -> int:
@@ -304,6 +349,48 @@ def test_bench_says_what_it_lacks(monkeypatch):
         next(bench.bench_widgets())
 
 
+# Beside other tools -----------------------------------------------------------------------------
+
+
+def pages_of(monkeypatch, **pages: str) -> None:
+    """Tools that write these pages, all installed, beside our own."""
+    tools = {
+        name: against.Tool("page", lambda _, path, text=text: path.write_text(text), "window.done")
+        for name, text in pages.items()
+    }
+    monkeypatch.setattr(against, "TOOLS", {"sinkviz": against.TOOLS["sinkviz"], **tools})
+    monkeypatch.setattr(against.importlib.util, "find_spec", lambda name: name)
+
+
+@pytest.mark.browser
+def test_pages_are_timed_and_what_draws_nothing_is_told(chromium, monkeypatch):
+    pages_of(
+        monkeypatch,
+        quick="<script>setTimeout(() => { window.done = true; }, 300)</script>",
+        never="<script>const start = Date.now(); while (Date.now() - start < 20000);</script>",
+        online="<script src='https://scripts.invalid/d3.js'></script>",
+    )
+    names = "quick,never,online"
+    rows = against.compare(names, lambda n: small(n), chromium, lengths=(40,), limit=5)
+    ours, quick, never, online = rows
+    assert ours["tool"] == "sinkviz AttentionExplorer" and 0 < ours["seconds"] < 5
+    assert ours["page_mb"] > 0.05 and ours["tokens"] == 40
+    assert 0.3 <= quick["seconds"] < 5 and quick["says"] == ""
+    assert never["seconds"] is None and never["says"] == "not within 5 s"
+    assert online["seconds"] is None
+    assert online["says"] == "draws nothing offline: it needs scripts from scripts.invalid"
+
+
+def test_tools_that_are_unknown_or_missing(monkeypatch):
+    with pytest.raises(ValueError, match="no tool 'exbert'.*known are bertviz, circuitsvis"):
+        next(bench.bench_widgets(against="exbert"))
+    monkeypatch.setattr(against.importlib.util, "find_spec", lambda name: name == "sinkviz" or None)
+    rows = list(against.compare("bertviz", small, "no browser", lengths=()))
+    assert [row["says"] for row in rows] == [
+        "not installed: pip install bertviz, or sinkviz[compare]"
+    ]
+
+
 # In the browser ---------------------------------------------------------------------------------
 
 SETUP = """\
@@ -350,18 +437,19 @@ def spoken(page) -> str:
     return page.locator(".sinkviz .live").first.inner_text()
 
 
-def pixel(page, query: float, key: float) -> list[int]:
-    """Colour of the map at a query and a key, counted in tokens of the whole text."""
+def pixel(page, query: float, key: float, view: tuple[float, float, float] = (0, 0, 700)):
+    """Red, green, blue and opacity of the map at a query and a key, text positions."""
     return page.evaluate(
-        """([query, key]) => {
+        """([query, key, view]) => {
           const canvas = document.querySelector('.sinkviz .map canvas');
           const dense = canvas.width / canvas.clientWidth;
           const side = canvas.clientWidth - 96 - 72;
           const at = (n) => Math.round(n * dense);
-          const [x, y] = [96 + side * key / 700, 10 + side * query / 700];
+          const x = 96 + side * (key - view[1]) / view[2];
+          const y = 10 + side * (query - view[0]) / view[2];
           return [...canvas.getContext('2d').getImageData(at(x), at(y), 1, 1).data];
         }""",
-        [query, key],
+        [query, key, view],
     )
 
 
@@ -463,6 +551,52 @@ def test_explorer_by_mouse(open_page):
     pooled = page.locator(".sinkviz").nth(2)
     assert "pooled maps: a cell is the largest of 8" in pooled.locator("small").last.inner_text()
     assert pooled.get_attribute("data-cell") == "8"
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(300)
+def test_any_token_may_be_called_a_sink(open_page):
+    page = open_page(SETUP, EXPLORER, POOLED)
+    sharp(page, "0.1")
+    first = page.locator(".sinkviz").first
+    call = first.get_by_role("button", name="is a sink")
+    assert call.is_disabled()  # nothing is pinned
+    page.kernel("explorer.view = [600, 250, 100]; explorer.token = 0")
+    page.wait_for_selector('.sinkviz[data-line="0"]')
+    assert call.is_disabled() and call.get_attribute("aria-pressed") == "true"  # the only one
+    page.kernel("explorer.token = 300")
+    page.wait_for_selector('.sinkviz[data-line="300"]')
+    titles = "[...document.querySelectorAll('[role=gridcell]')].map((one) => one.title)"
+    before = page.evaluate(titles)
+    call.focus()
+    page.keyboard.press("Enter")
+    first.locator(".verdict-line", has_text="tokens 0 and 300 take").wait_for()
+    assert heard(page, "explorer.sinks", "[0, 300]") == "[0, 300]"
+    both = page.kernel("print(f'{100 * trace.attention[2, 3, 301:, [0, 300]].sum(0).mean():.1f}')")
+    page.wait_for_function(f"before => `${{{titles}}}` !== `${{before}}`", arg=before)
+    said = first.get_by_role("gridcell").nth(11).get_attribute("aria-label")
+    assert float(said.split()[-2]) == pytest.approx(float(both), abs=0.51)
+    view = (600, 250, 100)
+    # Without their columns the map is empty there, and only there; the cells beside it stay.
+    page.keyboard.press("Escape")
+    assert pixel(page, 650.5, 300.5, view)[3] == 255
+    first.get_by_label("Sink columns").uncheck()
+    first.locator(".verdict-line", has_text="this is the other").wait_for()
+    page.wait_for_function(
+        "document.querySelector('.sinkviz').dataset.cell === '1'"
+        " && document.querySelector('.sinkviz').dataset.line === '300'"
+    )
+    assert pixel(page, 650.5, 300.5, view)[3] < 255
+    assert [pixel(page, 650.5, key + 0.5, view)[3] for key in (299, 301)] == [255, 255]
+    # The kernel may move them, too, and a token that is one can be let go.
+    page.kernel("explorer.sinks = [299]; explorer.token = 299")
+    first.locator(".verdict-line", has_text="token 299").wait_for()
+    page.wait_for_function("document.querySelector('.sinkviz').dataset.cell === '1'")
+    page.wait_for_selector('.sinkviz[data-line="299"]')
+    assert pixel(page, 650.5, 299.5, view)[3] < 255 == pixel(page, 650.5, 300.5, view)[3]
+    assert call.is_disabled()
+    # A trace of statistics knows the sinks of its capture only.
+    assert page.locator(".sinkviz").nth(1).get_by_text("is a sink").is_hidden()
 
 
 @pytest.mark.browser

@@ -562,30 +562,6 @@ def hold_fan(page, fan: AlibiFan) -> None:
     np.testing.assert_allclose(found, first_and_far(fan), atol=2e-5)
 
 
-@pytest.fixture
-def open_file(browser, tmp_path):
-    """``open_file(widget)``: its exported page, offline; it must have been silent."""
-    contexts, errors, asked = [], [], []
-
-    def run(widget, **options):
-        path = widget.to_html(tmp_path / f"{len(contexts)}.html")
-        contexts.append(browser.new_context(offline=True, **options))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(10_000)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else 0)
-        page.on("request", lambda one: asked.append(one.url))
-        page.goto(path.as_uri())
-        page.wait_for_selector("[data-drawn]")
-        return page
-
-    yield run
-    for context in contexts:
-        context.close()
-    assert errors == []
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
-
-
 def press(page, *keys: str) -> None:
     for key in keys:
         page.keyboard.press(key)

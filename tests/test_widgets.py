@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import re
 from dataclasses import dataclass
 
@@ -17,10 +19,11 @@ from sinkviz.metrics import ROLES
 from sinkviz.models import LM
 from sinkviz.policies import H2O, TOVA, Dense, Recompute, SinkWindow, Window, register_policy
 from sinkviz.scoring import score
-from sinkviz.streaming import compare
-from sinkviz.widgets import SideBySide, SinkSlider
+from sinkviz.streaming import Step, compare
+from sinkviz.widgets import SideBySide, SinkSlider, sink_slider
 from sinkviz.widgets.common import HERE
 from sinkviz.widgets.lanes import POINTS, TAIL
+from sinkviz.widgets.token_labels import prose
 
 LANES = [Dense(), Window(16), SinkWindow(4, 12), Recompute(16)]
 
@@ -156,6 +159,48 @@ def test_slider_has_a_static_twin(lm):
     assert [len(line.get_xdata()) for line in nll.lines[:3]] == [199, 199, 199]
     assert sum(bar.get_width() for bar in mass.patches) == pytest.approx(1, abs=2e-3)
     assert [bar.get_x() + bar.get_width() / 2 for bar in sizes.patches] == [1, 4]
+
+
+def test_curves_of_a_long_text_are_thinned(lm, monkeypatch):
+    whole = SinkSlider(lm, text(), n_recent=30)
+    monkeypatch.setattr(sink_slider, "POINTS", 40)
+    slider = SinkSlider(lm, text(), n_recent=30)
+    assert (whole.every, slider.every) == (1, 5)
+    for name in ("curve", "first_curve", "dense_curve"):
+        # The last point is the last token's.
+        np.testing.assert_array_equal(
+            numbers(getattr(slider, name)), numbers(getattr(whole, name))[4::5]
+        )
+    assert slider.limits == whole.limits and slider.perplexity == whole.perplexity
+
+
+def test_the_page_of_a_slider_has_every_answer(lm):
+    slider = SinkSlider(lm, text(), n_sink=2, n_recent=30, max_sink=3)
+    slider.n_recent = 40
+    state = slider.page_state(n_recent=[16, 40])
+    assert state["stops"] == [16, 30, 40]
+    settings = [(n_sink, n_recent) for n_recent in (16, 30, 40) for n_sink in range(4)]
+    assert list(state["frames"]) == [f"{a}+{b}" for a, b in settings]
+    live = SinkSlider(lm, text(), n_sink=2, n_recent=30, max_sink=3)
+    for n_sink, n_recent in settings:
+        live.n_sink, live.n_recent = n_sink, n_recent
+    for n_sink, n_recent in settings:
+        live.n_sink, live.n_recent = n_sink, n_recent
+        frame = state["frames"][f"{n_sink}+{n_recent}"]
+        live._answer()  # again, now that all the others have been tried
+        assert {name: getattr(live, name) for name in frame} == frame
+    assert state["limits"] == live.limits
+    # The widget itself stands as it stood.
+    assert (slider.n_sink, slider.n_recent, slider.shown) == (2, 40, [2, 40])
+    assert np.isfinite(numbers(slider.seen)).sum() == 1
+
+
+def test_stops_beyond_the_slider_are_refused(lm, tmp_path):
+    slider = SinkSlider(lm, text(60), n_recent=30, max_recent=40)
+    for stop in (0, 41):
+        with pytest.raises(ValueError, match=rf"n_recent must be in 1..40, got \[{stop}\]"):
+            slider.to_html(tmp_path / "page.html", n_recent=[stop])
+    assert list(tmp_path.iterdir()) == []
 
 
 # SideBySide -------------------------------------------------------------------------------------
@@ -299,7 +344,7 @@ def test_play_keeps_its_speed(lm):
 
 
 def test_play_stops_where_nobody_looks(lm, monkeypatch):
-    monkeypatch.setattr("sinkviz.widgets.side_by_side.PATIENCE", 2)
+    monkeypatch.setattr("sinkviz.widgets.playing.PATIENCE", 2)
     monkeypatch.setattr("sinkviz.widgets.side_by_side.TICK", 0.001)
 
     async def main():
@@ -426,3 +471,47 @@ def test_lanes_have_a_static_twin(lm):
     figure = lanes.figure()
     assert len(figure.axes) == 5
     assert figure.axes[1].get_title(loc="left") == "Dense"
+
+
+def saved(widget) -> int:
+    """Bytes of a widget's state in a notebook."""
+    state = widget.get_state()
+    written = json.dumps(
+        state, default=lambda one: base64.b64encode(one).decode(), ensure_ascii=False
+    )
+    return len(written.encode())
+
+
+@pytest.mark.parametrize("word", [" the", " wonderful", "\U0001f600" * 40, "<b>" * 400])
+def test_a_saved_notebook_stays_small(lm, word):
+    class Same:
+        def decode(self, ids, skip_special_tokens=False):
+            return word * len(ids)
+
+    policies = [SinkWindow(n, 8) for n in range(1, 9)]
+    lanes = SideBySide(LM(lm.model, Same(), "same"), policies, prompt=text(3))
+    for n in range(450):
+        for record in lanes._records:
+            record.add(
+                Step(
+                    n + 3,
+                    7,
+                    word,
+                    2.0,
+                    1.0,
+                    0.01,
+                    9,
+                    10**6,
+                    tuple(range(max(0, n - 9), max(0, n - 8))),
+                )
+            )
+    lanes.tick = lanes._states()  # the largest that there can be
+    assert saved(lanes) < 100_000
+    for state in lanes.get_state("tail")["tail"]:
+        shown = len(state["tokens"])
+        assert state["end"] == 453 and set(state["tokens"]) == {prose(word)}
+        assert len(numbers(state["nll"])) == shown >= 5 and len(state["evicted"]) == TAIL
+
+
+def test_a_saved_slider_stays_small_however_long_the_text(lm):
+    assert saved(SinkSlider(lm, text(4000), n_tokens=4000, max_sink=64)) < 100_000

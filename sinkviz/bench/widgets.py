@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from sinkviz.bench.measure import Row
+from sinkviz.bench.widgets_against import compare, tools_named
 from sinkviz.metrics import ROLES
 from sinkviz.records import Trace
 
@@ -108,8 +109,19 @@ def bench_widgets(
     layers: int = 12,
     heads: int = 12,
     repeat: int = 15,
+    against: str | None = None,
 ) -> Iterator[Row]:
-    """First draw, change of head, and slider to picture in JupyterLab, headless Chromium."""
+    """First draw, change of head, and slider to picture in JupyterLab, headless Chromium.
+
+    With ``against``, names of other tools, instead the pages that we and they write.
+    """
+    if against is not None:
+        tools_named(against)
+        _playwright()
+        yield from compare(
+            against, lambda length: random_trace(length, layers, heads), find_chromium()
+        )
+        return
     cells = [
         EXPLORER.format(tokens=tokens, layers=layers, heads=heads),
         SLIDER.format(model=model),
@@ -165,6 +177,14 @@ def _row(widget: str, what: str, times: list[float]) -> Row:
     }
 
 
+def _playwright() -> tuple[Any, Any]:
+    try:
+        from playwright.sync_api import TimeoutError, sync_playwright
+    except ImportError:
+        raise RuntimeError("this benchmark drives a browser: pip install playwright") from None
+    return TimeoutError, sync_playwright
+
+
 def find_chromium() -> str:
     """Return the path of a Chromium; ``CHROMIUM`` names one that is not on the PATH.
 
@@ -184,10 +204,7 @@ def find_chromium() -> str:
 @contextlib.contextmanager
 def _notebook(cells: list[str]) -> Iterator[Any]:
     """Open a notebook of these cells in JupyterLab, run it, and wait for what it draws."""
-    try:
-        from playwright.sync_api import TimeoutError, sync_playwright
-    except ImportError:
-        raise RuntimeError("this benchmark drives a browser: pip install playwright") from None
+    TimeoutError, sync_playwright = _playwright()
     chromium = find_chromium()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         book = {

@@ -201,6 +201,10 @@ def bench(
     tokens: Annotated[
         int | None, typer.Option(min=2, help="Another number of tokens, where it takes one.")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Other tools to compare with, such as bertviz,circuitsvis (widgets)."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a benchmark and print its table."""
@@ -216,7 +220,8 @@ def bench(
         raise typer.BadParameter(f"name a benchmark: {', '.join(BENCHES)}")
     if name not in BENCHES:
         raise ValueError(f"no benchmark {name!r}; known are {', '.join(BENCHES)}")
-    given = {key: x for key, x in (("model", model), ("tokens", tokens)) if x is not None}
+    asked = {"model": model, "tokens": tokens, "against": against}
+    given = {key: x for key, x in asked.items() if x is not None}
     if unknown := given.keys() - inspect.signature(BENCHES[name]).parameters:
         raise ValueError(f"the benchmark {name} takes no --{min(unknown)}")
     rows = list(BENCHES[name](**given))

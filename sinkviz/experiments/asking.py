@@ -53,7 +53,16 @@ class Asked:
         return [p - t for p, t in zip(self.positions, self.told, strict=True) if t >= 0]
 
     def seen(self, policy: Policy) -> Bool[Tensor, " query"]:
-        """Return for which queries the token that told the answer is still in the cache."""
+        """Return for which queries the token that told the answer is still in the cache.
+
+        Raises:
+            ValueError: what the policy keeps depends on attention, so positions cannot tell.
+        """
+        if policy.by_attention:
+            raise ValueError(
+                f"what {policy} keeps depends on attention, so nobody can say from positions which "
+                "lines it still has; count with choose() alone"
+            )
         told, position = torch.tensor(self.told), torch.tensor(self.positions)
         if policy.cache_size is None:
             return told >= 0

@@ -40,9 +40,9 @@ from sinkviz.style import (
 NAMES = {
     "learning_rate": "learning rate",
     "sink_rate": "sink rate (share of heads)",
-    "loss": "held-out loss (nats per token)",
+    "loss": "held-out loss (nats/token)",
     "first_token": "mean attention on the first token",
-    "strongest": "attention on the first token, strongest head",
+    "strongest": "first token, strongest head",
 }
 BORN = 0.05  # sink rate from which a curve is a sink's
 
@@ -115,7 +115,10 @@ def _step_axis(ax: Axes, table: pd.DataFrame) -> None:
     ax.set_xscale("log")
     ax.set_xlim(table["step"].min(), table["step"].max())
     ax.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 3.0)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    # Short ones: beside 10,000 there is no room for 30,000 in a narrow figure.
+    ax.xaxis.set_major_formatter(
+        FuncFormatter(lambda step, _: f"{step / 1e3:g} k" if step >= 1e4 else f"{step:,.0f}")
+    )
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("training step")
     ax.spines[["top", "right"]].set_visible(False)

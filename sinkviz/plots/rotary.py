@@ -101,7 +101,7 @@ def plot_rotary(
     ax.set_ylabel("mean of the cosines" if narrow(ax) else "score of equal vectors (of 1)")
     ax.spines[["top", "right"]].set_visible(False)
     _mark_training(ax, train_length, length)
-    title(ax, f"rotary: sum of {len(frequencies)} pairs, theta {theta:,.0f}")
+    title(ax, f"rotary: {len(frequencies)} pairs, theta {theta:,.0f}")
     return ax
 
 

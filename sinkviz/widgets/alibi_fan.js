@@ -132,7 +132,7 @@ function render({ model, el }) {
       parts.push(svg("text", { x: left + side / 2, y: 40 + side + 14, "text-anchor": "middle" }, "key \u2192 (queries from top to bottom)"));
       return { first, far };
     });
-    const labels = [0, 0.01, 0.1, 0.3, 1].map((share) => [Math.sqrt(share), share]);
+    const labels = [0, 0.05, 0.2, 0.5, 1].map((share) => [Math.sqrt(share), share]);
     parts.push(...colourBar(label, 40 + side + 26, Math.min(220, side), "attention", labels, "share of the attention"));
     const high = side + 96;
     maps.setAttribute("height", high);

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sinkviz.attention import null_softmax
-from sinkviz.plots._parts import draw_cells, title, token_ticks
+from sinkviz.plots._parts import count_ticks, draw_cells, title, token_ticks
 from sinkviz.plots.alibi import plot_alibi
 from sinkviz.positions import alibi_bias, alibi_slopes
 from sinkviz.records import Trace
@@ -198,8 +198,8 @@ class AlibiFan(TeachingWidget):
         plot_alibi(self.n_heads, self.longest + 1, ax=fan)
         title(fan, "bias of each head")
         fan.lines[self.head].set(color=COLOURS["sink"], linewidth=3)
-        titles = ["all scores equal" if not self.pairs else "layer {}, head {}".format(*self._pair)]
-        titles += [f"bias of head {self.head} added" if self.biasing else "no bias added"]
+        titles = ["equal scores" if not self.pairs else "layer {}, head {}".format(*self._pair)]
+        titles += ["with the bias" if self.biasing else "no bias added"]
         for ax, weights, text in zip((before, after), self.maps, titles, strict=True):
             self._draw_map(ax, weights, text)
         after.set(ylabel="", yticks=[])
@@ -211,9 +211,12 @@ class AlibiFan(TeachingWidget):
     def _draw_map(self, ax: Axes, weights: np.ndarray, text: str) -> None:
         cells = np.ma.masked_array(weights, mask=~np.tri(len(weights), dtype=bool))
         draw_cells(ax, cells, cmap=attention_map(ax), norm=attention_norm())
-        names = self.tokens if any(self.tokens) else [str(i) for i in range(len(weights))]
-        token_ticks(ax.xaxis, names, what="key")
-        token_ticks(ax.yaxis, names, what="query")
+        for axis, what in ((ax.xaxis, "key"), (ax.yaxis, "query")):
+            if any(self.tokens):
+                token_ticks(axis, self.tokens, what=what)
+            else:
+                count_ticks(axis, len(weights))
+                axis.set_label_text(f"{what} (text position)")
         title(ax, f"{text}: first token {weights[1:, 0].mean():.0%}")
 
     def __repr__(self) -> str:

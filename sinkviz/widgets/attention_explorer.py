@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -41,8 +42,9 @@ class AttentionExplorer(Widget):
 
     Small multiples show every layer and head. The chosen one is large, with the tokens on both
     axes; any window of it is read at full resolution from the kernel when it is looked at. A token
-    under the pointer, or pinned, shows in the text what it reads or who reads it. With the sink
-    column off, what is left of each query's attention is rescaled to one.
+    under the pointer, or pinned, shows in the text what it reads or who reads it. With the sink's
+    columns off, what is left of each query's attention is rescaled to one. Any token can be called
+    a sink, here or in the page.
 
     Of a trace without whole maps the pooled ones are shown, and the caption tells their cells.
 
@@ -51,13 +53,15 @@ class AttentionExplorer(Widget):
         layer: the head that is large at first; 0-based, negative from the end. The head with the
             strongest sink where not given.
         head: likewise; both or neither.
-        n_sink: first tokens that are the sink; 1 where not given, and the trace's own number where
-            it kept no whole maps.
+        sink_at: text position of the sink, 0-based, or of several.
+        n_sink: tokens of each sink, from its position on; 1 where not given, and the trace's own
+            number where it kept no whole maps.
         gamma: exponent of the colour scale, 0.2 to 1; 0.5 is the square root.
 
     Raises:
         IndexError: there is no such layer or head.
-        ValueError: the trace holds no maps, or a number is out of its range.
+        ValueError: the trace holds no maps, a number is out of its range, or the sink is none that
+            a trace without whole maps can tell apart.
 
     Example:
         >>> import sinkviz as sv
@@ -65,16 +69,19 @@ class AttentionExplorer(Widget):
         >>> sv.AttentionExplorer(sv.capture(lm, "Once upon a time"))  # doctest: +SKIP
     """
 
-    _esm = module("map_store", "map_view", "head_grid", "token_line", "attention_explorer")
+    _esm = module(
+        *("map_store", "painting", "map_view", "map_moves", "head_grid", "token_line"),
+        *("explorer_words", "attention_explorer"),
+    )
     _css = style_sheet("attention_explorer")
 
     name = traitlets.Unicode(help="of the model").tag(sync=True)
     n_tokens = traitlets.Int().tag(sync=True)
     n_layers = traitlets.Int().tag(sync=True)
     n_heads = traitlets.Int().tag(sync=True)
-    n_sink = traitlets.Int(help="first tokens that are the sink").tag(sync=True)
     colours = traitlets.Bytes(help="256 x RGB, dark to light").tag(sync=True)
-    shares = traitlets.Bytes(help="of the sink, (layer, head) float32").tag(sync=True)
+    shares = traitlets.Bytes(help="of the sinks, (layer, head) float32").tag(sync=True)
+    settled = traitlets.Bool(help="the sinks are those of the capture").tag(sync=True)
     finest = traitlets.Bytes(help="tokens per smallest cell, likewise uint16; 0 no map").tag(
         sync=True
     )
@@ -87,7 +94,8 @@ class AttentionExplorer(Widget):
     # The setting, from either side.
     layer = traitlets.Int().tag(sync=True)
     head = traitlets.Int().tag(sync=True)
-    sink = traitlets.Bool(True, help="the sink's column is shown").tag(sync=True)
+    sinks = traitlets.List(traitlets.Int(), help="text positions, in order").tag(sync=True)
+    sink = traitlets.Bool(True, help="the sinks' columns are shown").tag(sync=True)
     gamma = traitlets.Float(0.5).tag(sync=True)
     token = traitlets.Int(None, allow_none=True, help="the pinned token").tag(sync=True)
     way = traitlets.Enum(["keys", "queries"], "keys", help="what it reads, or who reads it").tag(
@@ -101,17 +109,22 @@ class AttentionExplorer(Widget):
         *,
         layer: int | None = None,
         head: int | None = None,
+        sink_at: int | Sequence[int] = 0,
         n_sink: int | None = None,
         gamma: float = 0.5,
     ) -> None:
         self._trace = trace
+        self._tiles = MapTiles(trace)
+        whole = trace.attention is not None and trace.heads is None
         if n_sink is None:
-            whole = trace.attention is not None and trace.heads is None
             n_sink = 1 if whole else trace.n_sink
-        self._tiles = MapTiles(trace, n_sink)
+        if n_sink < 1:
+            raise ValueError(f"n_sink must be at least 1, got {n_sink}")
+        first = [sink_at] if isinstance(sink_at, int) else sink_at
+        sinks = self._tiles.sinks(at + i for at in first for i in range(n_sink))
         if (layer is None) != (head is None):
             raise ValueError("give layer and head, or neither")
-        shares = self._tiles.shares()
+        shares = self._tiles.shares(sinks)
         finest = [
             [self._tiles.finest(one, two) for two in range(trace.n_heads)]
             for one in range(trace.n_layers)
@@ -130,7 +143,8 @@ class AttentionExplorer(Widget):
             n_tokens=len(trace.tokens),
             n_layers=trace.n_layers,
             n_heads=trace.n_heads,
-            n_sink=n_sink,
+            sinks=list(sinks),
+            settled=not whole,
             colours=(255 * palette).round().astype(np.uint8).tobytes(),
             shares=as_bytes(shares),
             finest=np.array(finest, "<u2").tobytes(),
@@ -173,6 +187,17 @@ class AttentionExplorer(Widget):
             raise traitlets.TraitError(f"{name} must be in {least}..{most}, got {value}")
         return value
 
+    @traitlets.validate("sinks")
+    def _sinks_there(self, proposal: Any) -> list[int]:
+        try:
+            return list(self._tiles.sinks(proposal["value"]))
+        except ValueError as error:
+            raise traitlets.TraitError(str(error)) from None
+
+    @traitlets.observe("sinks")
+    def _count_anew(self, change: Any) -> None:
+        self.shares = as_bytes(self._tiles.shares(tuple(self.sinks)))
+
     @traitlets.validate("view")
     def _view_within(self, proposal: Any) -> list[float]:
         view, n = proposal["value"], self.n_tokens
@@ -200,17 +225,17 @@ class AttentionExplorer(Widget):
 
     def _send_tiles(self, asked: dict[str, Any]) -> None:
         at = [asked[name] for name in ("layer", "head", "cell")]
-        tiles = [self._tiles.tile(*at, *one, rest=asked["rest"]) for one in asked["tiles"]]
+        tiles = [self._tiles.tile(*at, *one, asked["without"]) for one in asked["tiles"]]
         shapes = [tile.shape for tile in tiles]
         self.send({**asked, "shapes": shapes}, [tile.tobytes() for tile in tiles])
 
     def _send_line(self, asked: dict[str, Any]) -> None:
-        at = [asked[name] for name in ("layer", "head", "token", "way", "rest")]
+        at = [asked[name] for name in ("layer", "head", "token", "way", "without")]
         cell, line = self._tiles.line(*at)
         self.send({**asked, "cell": cell}, [as_bytes(line)])
 
     def _send_thumbs(self, asked: dict[str, Any]) -> None:
-        cell, thumbs = self._tiles.thumbnails(self._side(SENT, SENT_SIDE), asked["rest"])
+        cell, thumbs = self._tiles.thumbnails(self._side(SENT, SENT_SIDE), asked["without"])
         self.send({**asked, "cell": cell}, [triangles(thumbs)])
 
     def _send_tokens(self, asked: dict[str, Any]) -> None:
@@ -225,7 +250,7 @@ class AttentionExplorer(Widget):
         """
         state = super().page_state()
         cell, thumbs = self._tiles.thumbnails(side)
-        _, rest = self._tiles.thumbnails(side, rest=True)
+        _, rest = self._tiles.thumbnails(side, self.sinks)
         state |= {"thumbs": triangles(thumbs), "thumbs_rest": triangles(rest), "thumb_cell": cell}
         return state | {"tokens": labels(self._trace.tokens)}
 
@@ -239,27 +264,30 @@ class AttentionExplorer(Widget):
         """Draw the chosen head beside all heads' sinks into an empty figure."""
         small, large = figure.subplots(1, 2, width_ratios=[2, 3])
         if np.isfinite(self._trace.received).all():
-            plot_sink_map(self._trace, ax=small)
+            plot_sink_map(self._trace, key=self.sinks[0], ax=small)
         else:
             small.set_visible(False)
         self._draw_map(large)
 
     def _draw_map(self, ax: Axes) -> None:
-        layer, head, hide = self.layer, self.head, 0 if self.sink else self.n_sink
-        trace = self._trace
+        layer, head, trace = self.layer, self.head, self._trace
+        without = [] if self.sink else self.sinks
         if self.n_tokens <= MOST_TOKEN_TICKS:  # only then tokens are written
             tokens = tuple(drawable(short(token)) for token in trace.tokens)
             trace = dataclasses.replace(trace, tokens=tokens)
-        if self._tiles.finest(layer, head) == 1:
-            plot_attention(trace, layer=layer, head=head, hide=hide, ax=ax)
+        # The figure knows sinks at the beginning only.
+        first = self.sinks == list(range(len(self.sinks)))
+        if first and self._tiles.finest(layer, head) == 1:
+            plot_attention(trace, layer=layer, head=head, hide=len(without), ax=ax)
             return
-        cell, codes = self._tiles.thumbnail(layer, head, PAGE_SIDE, rest=not self.sink)
+        cell, codes = self._tiles.thumbnail(layer, head, PAGE_SIDE, without)
         shares = np.ma.masked_less((codes.astype(float) - 1) / 254, 0) ** 2
         edge = cell * len(shares) - 0.5
         look = {"cmap": attention_map(ax), "norm": attention_norm()}
         image = draw_cells(ax, shares, extent=(-0.5, edge, edge, -0.5), **look)
         title(ax, f"layer {layer}, head {head}")
-        label = f"largest in {cell} x {cell} tokens ({ATTENTION_SCALE})"
+        what = "share of the attention" if cell == 1 else f"largest in {cell} x {cell} tokens"
+        label = f"{what} ({ATTENTION_SCALE})"
         colour_bar(ax, image, label, ATTENTION_TICKS)
         token_ticks(ax.xaxis, trace.tokens, what="key")
         token_ticks(ax.yaxis, trace.tokens, what="query")

@@ -58,6 +58,13 @@ function spread(wanted, gap, low, high) {
 
 const count = (value) => value.toLocaleString("en");
 
+// A share of the attention: 87 %, 3.4 %, <0.1 %.
+function percent(share) {
+  const hundred = 100 * share;
+  if (hundred > 0 && hundred < 0.05) return "<0.1 %";
+  return `${hundred.toFixed(hundred >= 9.95 || hundred === 0 ? 0 : 1)} %`;
+}
+
 function number(value) {
   if (!Number.isFinite(value)) return "\u2013";
   if (value < 100) return value.toFixed(1);

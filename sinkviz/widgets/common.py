@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,10 @@ class Widget(anywidget.AnyWidget):
             self.draw(figure)
         except ValueError:  # nothing to draw yet
             return None
-        figure.savefig(file, format="png", dpi=PNG_DPI)
+        with warnings.catch_warnings():
+            # Boxes stand for what the font lacks; whoever shows a widget can do nothing about it.
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+            figure.savefig(file, format="png", dpi=PNG_DPI)
         with Image.open(file) as image, io.BytesIO() as small:
             image.convert("RGB").quantize(PNG_COLOURS).save(small, format="png", optimize=True)
             return base64.b64encode(small.getvalue()).decode()

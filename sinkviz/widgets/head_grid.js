@@ -7,8 +7,6 @@ const GAP = 4;
 const BAR = 4;
 const LARGEST = 92;
 
-const share = (value) => (value < 0.0005 ? "0 %" : value < 0.0995 ? `${(100 * value).toFixed(1)} %` : `${Math.round(100 * value)} %`);
-
 // All pictures at a fraction of their size, each cell the largest of its block: smoothed, a sink of
 // one column would fade.
 function shrunk({ side, codes }, factor, nMaps) {
@@ -24,16 +22,17 @@ function shrunk({ side, codes }, factor, nMaps) {
       }
     }
   }
-  return { side: less, codes: found, drawn: new Map() };
+  return { side: less, codes: found };
 }
 
-function headGrid(store, get, choose) {
+// `choose` hears which head is wanted, `expect` which one may be wanted next.
+function headGrid(store, get, { choose, expect }) {
   const [nLayers, nHeads] = [get("n_layers"), get("n_heads")];
-  const shares = floats(get("shares"));
+  let shares = floats(get("shares"));
   const canvas = html("canvas", { "aria-hidden": "true" });
   const name = (layer, head) => {
     const value = shares[layer * nHeads + head];
-    return `layer ${layer}, head ${head}${Number.isFinite(value) ? `: the sink takes ${share(value)}` : ""}`;
+    return `layer ${layer}, head ${head}${Number.isFinite(value) ? `: the sink takes ${percent(value)}` : ""}`;
   };
   const cells = [];
   const rows = Array.from({ length: nLayers }, (_, layer) => {
@@ -41,6 +40,7 @@ function headGrid(store, get, choose) {
     for (let head = 0; head < nHeads; head += 1) {
       const cell = control("div", { role: "gridcell", tabindex: -1, "aria-label": name(layer, head), title: name(layer, head) });
       cell.addEventListener("click", () => choose(layer, head));
+      cell.addEventListener("pointerenter", () => expect(layer, head));
       cells.push(cell);
       row.append(cell);
     }
@@ -78,28 +78,47 @@ function headGrid(store, get, choose) {
     chosen = next;
   }
 
+  const easel = makeEasel();
   let drawn = "";
+  let drawnFrom = null;
+  let counted = get("shares");
   let [pitch, size] = [0, 0];
   return {
     root,
     cells,
     name,
-    draw(palette, force) {
+    // What the sinks take of the chosen head.
+    share: () => shares[get("layer") * nHeads + get("head")],
+    // The heads next to the chosen one, where arrows lead.
+    neighbours() {
+      const [layer, head] = [get("layer"), get("head")];
+      const near = Object.values(moves).map(([down, across]) => [layer + down, head + across]);
+      return near.filter(([one, two]) => one >= 0 && one < nLayers && two >= 0 && two < nHeads);
+    },
+    // `look` holds colours and font, `room` is the width there is.
+    draw(palette, without, look, room) {
       select();
-      const rest = !get("sink");
-      const whole = store.coarse(rest) ?? store.coarse(false);
-      const room = root.parentElement?.clientWidth || 340;
-      const key = `${palette.id} ${rest} ${whole.side} ${room} ${whole.drawn.size > 0}`;
-      if (key === drawn && !force) return;
+      const whole = store.coarse(without) ?? store.coarse([]);
+      const key = `${palette.id} ${look.ink} ${room} ${window.devicePixelRatio}`;
+      if (key === drawn && whole === drawnFrom && counted === get("shares")) return;
+      if (counted !== get("shares")) {
+        counted = get("shares");
+        shares = floats(counted);
+        cells.forEach((cell, i) => {
+          const said = name(Math.floor(i / nHeads), i % nHeads);
+          cell.setAttribute("aria-label", said);
+          cell.title = said;
+        });
+      }
+      drawnFrom = whole;
       pitch = Math.max(7, Math.min(LARGEST, Math.floor((room - LEFT_OF_GRID) / nHeads)));
       const gap = pitch > 14 ? GAP : 1;
       const bar = pitch > 14 ? BAR : 2;
       size = pitch - gap;
       const [wide, high] = [LEFT_OF_GRID + nHeads * pitch, OVER_GRID + nLayers * (pitch + bar)];
       const context = pen(canvas, wide, high);
-      const style = getComputedStyle(root);
-      context.font = `10.5px ${style.fontFamily}`;
-      context.fillStyle = style.color;
+      context.font = `10.5px ${look.font}`;
+      context.fillStyle = look.ink;
       context.textBaseline = "middle";
       context.textAlign = "center";
       const skip = Math.ceil(18 / pitch);
@@ -108,16 +127,19 @@ function headGrid(store, get, choose) {
       for (let layer = 0; layer < nLayers; layer += skip) context.fillText(layer, LEFT_OF_GRID - 6, OVER_GRID + layer * (pitch + bar) + size / 2);
       const factor = Math.ceil(whole.side / (size * (window.devicePixelRatio || 1)));
       const small = factor > 1 ? shrunk(whole, factor, nLayers * nHeads) : whole;
+      const row = nHeads * small.side;
       for (let layer = 0; layer < nLayers; layer += 1) {
+        // One picture of a layer, head under head: as many of their own would each be copied.
+        const codes = small.codes.subarray(layer * row * small.side, (layer + 1) * row * small.side);
+        const pictures = coloured(easel, palette, codes, small.side, row);
         for (let head = 0; head < nHeads; head += 1) {
           const index = layer * nHeads + head;
           const [x, y] = [LEFT_OF_GRID + head * pitch, OVER_GRID + layer * (pitch + bar)];
-          hatched(context, style.color, x, y, size, size);
-          if (store.finest(layer, head)) context.drawImage(coarsePicture(palette, small, index), x, y, size, size);
+          hatched(context, look.ink, x, y, size, size);
+          if (store.finest(layer, head)) context.drawImage(pictures, 0, head * small.side, small.side, small.side, x, y, size, size);
           const value = shares[index];
-          context.fillStyle = style.getPropertyValue("--sinkviz-sink");
+          context.fillStyle = look.sink;
           if (Number.isFinite(value)) context.fillRect(x, y + size + 1, Math.max(1, value * size), bar - 1);
-          context.fillStyle = style.color;
           const cell = cells[index].style;
           cell.left = `${x - 1}px`;
           cell.top = `${y - 1}px`;
@@ -130,9 +152,8 @@ function headGrid(store, get, choose) {
     },
     // The window that the large map shows, as a frame in the chosen thumbnail.
     frameOf([query, key, span], n) {
-      const seen = span < n ? `${(100 * key) / n}% ${(100 * query) / n}%` : "";
       for (const cell of root.querySelectorAll(".window")) cell.remove();
-      if (!seen) return;
+      if (span >= n) return;
       const part = (value) => `${(100 * value) / n}%`;
       chosen.append(html("i", { class: "window", style: `left: ${part(key)}; top: ${part(query)}; width: ${part(span)}; height: ${part(span)}` }));
     },

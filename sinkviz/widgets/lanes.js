@@ -44,10 +44,11 @@ function drawSpark(plot, lane, [low, high], width) {
 
 // One lane in one view: builds its part of the page once, then adds only what is new.
 function laneView(lane, reading) {
-  const stats = ["perplexity", "nll, last 32", "time per token", "cache", "memory"].map((name, i) => {
+  const stats = ["perplexity", "nll, last 32", "time per token", "cache", "memory", "to the sinks", "just evicted"].map((name, i) => {
     const value = html("b", { class: i ? null : "big" });
     return [html("div", { class: "stat" }, html("span", {}, name), value), value];
   });
+  const toSinks = stats[5][0];
   const spark = svg("svg", { "aria-hidden": "true" });
   const kept = html("div", { class: "kept" });
   const [gap, body] = [html("span", { class: "gap" }), html("span")];
@@ -71,7 +72,8 @@ function laneView(lane, reading) {
       if (item.position < Math.max(next, now.n_sink)) continue;
       const node = html("span", {}, item.text);
       if (reading && Number.isFinite(item.nll)) {
-        node.style.setProperty("--surprise", `${Math.min(60, 6 * item.nll).toFixed(0)}%`);
+        // No darker than its letters can bear.
+        node.style.setProperty("--surprise", `${Math.min(36, 4 * item.nll).toFixed(0)}%`);
       }
       nodes.push({ position: item.position, node });
       body.append(node);
@@ -82,7 +84,9 @@ function laneView(lane, reading) {
     const extra = nodes.findIndex(({ position }) => position >= first);
     nodes.splice(0, extra).forEach(({ node }) => node.remove());
     for (const { position, node } of nodes) {
-      if (gone.getUint8(position - first)) node.classList.add("evicted");
+      const left = gone.getUint8(position - first);
+      if (left) node.classList.add("evicted");
+      node.classList.toggle("just", left === 2);
     }
     if (nodes.length && now.span) nodes[nodes.length - 1].node.classList.add("new");
     const away = nodes.length ? nodes[0].position - now.n_sink : 0;
@@ -90,19 +94,27 @@ function laneView(lane, reading) {
     if (follow) text.scrollTop = text.scrollHeight;
   }
 
+  function leaving({ left, newest, items }) {
+    if (!left) return "none";
+    if (left > 1) return `${count(left)} tokens`;
+    const token = items.find(({ position }) => position === newest);
+    return token ? `\u201c${token.text.trim() || token.text}\u201d` : `token ${count(newest)}`;
+  }
+
   function draw(now, limits) {
     if (now.end < next) clear();
     addText(now);
     const sinks = now.head.map((token) => html("span", { class: "sink" }, token));
     kept.replaceChildren(...(now.n_sink ? ["never evicted: ", ...sinks] : [rule(now)]));
-    const points = floats(now.points);
-    const mean = points.length ? points[points.length - 1] : NaN;
+    toSinks.hidden = !Number.isFinite(now.sink ?? NaN);
     const said = [
       number(now.perplexity ?? NaN),
-      Number.isFinite(mean) ? `${mean.toFixed(2)} nats` : "\u2013",
+      Number.isFinite(now.mean ?? NaN) ? `${now.mean.toFixed(2)} nats` : "\u2013",
       `${now.milliseconds.toFixed(1)} ms`,
       `${count(now.cache_size)} tokens`,
       now.kind === "recompute" ? "none" : bytes(now.cache_bytes),
+      percent(now.sink ?? 0),
+      leaving(now),
     ];
     stats.forEach(([, value], i) => (value.textContent = now.span ? said[i] : "\u2013"));
     drawSpark(spark, now, limits, Math.max(120, spark.clientWidth));

@@ -1,5 +1,5 @@
-// The chosen head, large: tiles under a cross, tokens on both axes, a colour bar. Pictures are
-// coloured bytes; a picture is coloured once per palette and kept.
+// The chosen head, large: tiles under a cross, tokens on both axes, a colour bar. What is under the
+// cross is drawn anew only where something of it changed, and only there cells become colours.
 
 const LEFT_OF_MAP = 96;
 const RIGHT_OF_MAP = 72;
@@ -8,82 +8,6 @@ const OVER_MAP = 10;
 const MOST_SIDE = 600;
 const SHARES = [0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1];
 
-// The colours of the 256 codes as one number each, for a gamma and a theme; `id` names them.
-function paletteOf(colours, gamma, dark) {
-  const rgb = (share) => {
-    const i = 3 * Math.round(255 * (dark ? share ** gamma : 1 - share ** gamma));
-    return [colours[i], colours[i + 1], colours[i + 2]];
-  };
-  const packed = new Uint32Array(256);
-  for (let code = 1; code < 256; code += 1) {
-    const [red, green, blue] = rgb(shareOf(code));
-    packed[code] = ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
-  }
-  return { id: `${gamma}${dark}`, packed, dark, css: (share) => `rgb(${rgb(share)})`, rgb };
-}
-
-// Codes as a canvas of their own, in a palette.
-function coloured(palette, codes, wide, high) {
-  const canvas = document.createElement("canvas");
-  canvas.width = wide;
-  canvas.height = high;
-  const image = new ImageData(wide, high);
-  const pixels = new Uint32Array(image.data.buffer);
-  for (let i = 0; i < pixels.length; i += 1) pixels[i] = palette.packed[codes[i]];
-  canvas.getContext("2d").putImageData(image, 0, 0);
-  return canvas;
-}
-
-function tilePicture(palette, tile) {
-  if (tile.id !== palette.id) {
-    tile.picture = coloured(palette, tile.codes, tile.wide, tile.high);
-    tile.id = palette.id;
-  }
-  return tile.picture;
-}
-
-function coarsePicture(palette, whole, index) {
-  const kept = whole.drawn.get(index);
-  if (kept?.id === palette.id) return kept.picture;
-  const size = whole.side ** 2;
-  const picture = coloured(palette, whole.codes.subarray(index * size, (index + 1) * size), whole.side, whole.side);
-  whole.drawn.set(index, { id: palette.id, picture });
-  return picture;
-}
-
-// A pen on a canvas that is sharp on any screen.
-function pen(canvas, wide, high) {
-  const dense = window.devicePixelRatio || 1;
-  const [width, height] = [Math.round(wide * dense), Math.round(high * dense)];
-  if (canvas.width !== width || canvas.height !== height) {
-    canvas.width = width;
-    canvas.height = height;
-    canvas.style.width = `${wide}px`;
-    canvas.style.height = `${high}px`;
-  }
-  const context = canvas.getContext("2d");
-  context.setTransform(dense, 0, 0, dense, 0, 0);
-  context.clearRect(0, 0, wide, high);
-  context.imageSmoothingEnabled = false;
-  return context;
-}
-
-function hatched(context, ink, x, y, wide, high) {
-  context.save();
-  context.beginPath();
-  context.rect(x, y, wide, high);
-  context.clip();
-  context.strokeStyle = ink;
-  context.globalAlpha = 0.16;
-  context.beginPath();
-  for (let at = x - high; at < x + wide; at += 7) {
-    context.moveTo(at, y + high);
-    context.lineTo(at + high, y);
-  }
-  context.stroke();
-  context.restore();
-}
-
 function mapView(store, get) {
   const base = html("canvas", { "aria-hidden": "true" });
   const over = html("canvas", { "aria-hidden": "true" });
@@ -91,8 +15,11 @@ function mapView(store, get) {
     class: "map", tabindex: 0, role: "application", "aria-roledescription": "attention map",
     "aria-keyshortcuts": "ArrowUp ArrowDown ArrowLeft ArrowRight Enter + - 0 Escape",
   }, base, over);
+  const easel = makeEasel();
   let side = 0;
   let under = UNDER_MAP.numbers;
+  let drawn = "";
+  let state = "coarse";
 
   const place = () => {
     const [query, key, span] = get("view");
@@ -107,49 +34,73 @@ function mapView(store, get) {
   const named = ({ scale }) => scale >= 10 && store.tokens();
   // Tokens per cell: the finest of which none is smaller than a pixel.
   const level = (layer, head) => {
-    const { span } = place();
+    const span = get("view")[2];
     let cell = store.finest(layer, head);
     while (cell && span / cell > side * (window.devicePixelRatio || 1)) cell *= 2;
     return cell;
   };
 
-  function cells(context, palette, at) {
-    const [layer, head, rest, n] = [get("layer"), get("head"), !get("sink"), get("n_tokens")];
-    const [whole, index] = store.blurred(layer, head, rest);
+  // The tiles of a head within the window, [row, column, tile]; one that is not here is asked for.
+  function tiles(layer, head, without) {
+    const [query, key, span] = get("view");
     const cell = level(layer, head);
-    if (!cell) return "none";
     const size = TILE * cell;
-    const last = (from) => Math.min(n, from + at.span) - 1e-6;
-    let sharp = true;
-    for (let row = Math.floor(at.query / size); row * size < last(at.query); row += 1) {
-      for (let column = Math.floor(at.key / size); column * size < last(at.key); column += 1) {
-        if (column * size >= (row + 1) * size) continue; // nobody sees the future
-        const [x, y] = [at.x(column * size), at.y(row * size)];
-        const tile = store.tile(layer, head, cell, rest, row, column);
-        if (tile) {
-          context.drawImage(tilePicture(palette, tile), x, y, tile.wide * cell * at.scale, tile.high * cell * at.scale);
-          continue;
-        }
-        sharp = false;
-        if (!whole) continue;
-        context.save();
-        context.beginPath();
-        context.rect(x, y, size * at.scale, size * at.scale);
-        context.clip();
-        const wide = whole.side * whole.cell * at.scale;
-        context.drawImage(coarsePicture(palette, whole, index), at.x(0), at.y(0), wide, wide);
-        context.restore();
+    const last = (from) => Math.min(get("n_tokens"), from + span) - 1e-6;
+    const found = [];
+    for (let row = Math.floor(query / size); cell && row * size < last(query); row += 1) {
+      for (let column = Math.floor(key / size); column * size < last(key); column += 1) {
+        if (column > row) continue; // nobody sees the future
+        found.push([row, column, store.tile(layer, head, cell, without, row, column)]);
       }
     }
     store.flush();
+    return found;
+  }
+
+  function cells(context, palette, without, at) {
+    const [layer, head] = [get("layer"), get("head")];
+    const cell = level(layer, head);
+    if (!cell) return "none";
+    const [whole, index] = store.blurred(layer, head, without);
+    const size = TILE * cell * at.scale;
+    let sharp = true;
+    for (const [row, column, tile] of tiles(layer, head, without)) {
+      const [x, y] = [at.x(column * TILE * cell), at.y(row * TILE * cell)];
+      if (tile) {
+        const picture = coloured(easel, palette, tile.codes, tile.wide, tile.high);
+        context.drawImage(picture, 0, 0, tile.wide, tile.high, x, y, tile.wide * cell * at.scale, tile.high * cell * at.scale);
+        continue;
+      }
+      sharp = false;
+      if (!whole) continue;
+      context.save();
+      context.beginPath();
+      context.rect(x, y, size, size);
+      context.clip();
+      const wide = whole.side * whole.cell * at.scale;
+      const picture = coloured(easel, palette, codesOf(whole, index), whole.side, whole.side);
+      context.drawImage(picture, 0, 0, whole.side, whole.side, at.x(0), at.y(0), wide, wide);
+      context.restore();
+    }
     return sharp ? `${cell}` : "coarse";
   }
 
-  function axes(context, at, ink) {
+  // A bar over the columns of the sinks that are in the window; neighbours are one bar.
+  function crowns(context, at, colour) {
+    context.fillStyle = colour;
+    const sinks = get("sinks");
+    for (let i = 0; i < sinks.length; i += 1) {
+      const from = at.x(sinks[i]);
+      while (sinks[i + 1] === sinks[i] + 1) i += 1;
+      const [left, right] = [Math.max(from, LEFT_OF_MAP), Math.min(Math.max(at.x(sinks[i] + 1), from + 3), LEFT_OF_MAP + side)];
+      if (right > left) context.fillRect(left, OVER_MAP - 6, right - left, 4);
+    }
+  }
+
+  function axes(context, at, { ink, font }) {
     const tokens = store.tokens();
-    const style = getComputedStyle(root);
     const edge = OVER_MAP + side;
-    context.font = `11px ${style.fontFamily}`;
+    context.font = `11px ${font}`;
     context.fillStyle = ink;
     context.textBaseline = "middle";
     const near = named(at);
@@ -162,7 +113,7 @@ function mapView(store, get) {
       context.restore();
     };
     if (near) {
-      context.font = `${Math.min(12, at.scale * 0.9)}px ${style.fontFamily}`;
+      context.font = `${Math.min(12, at.scale * 0.9)}px ${font}`;
       const shown = (from) => [Math.ceil(from - 0.5), Math.min(get("n_tokens"), Math.floor(from + at.span + 0.5))];
       for (let [i, end] = shown(at.key); i < end; i += 1) label(i, at.x(i + 0.5), edge + 5, true);
       for (let [i, end] = shown(at.query); i < end; i += 1) label(i, LEFT_OF_MAP - 5, at.y(i + 0.5), false);
@@ -172,7 +123,7 @@ function mapView(store, get) {
       context.textAlign = "right";
       for (const [i, text] of ticks(at.query, at.query + at.span, 6)) if (Number.isInteger(i)) context.fillText(text, LEFT_OF_MAP - 6, at.y(i + 0.5));
     }
-    context.font = `11px ${style.fontFamily}`;
+    context.font = `11px ${font}`;
     context.globalAlpha = 0.75;
     context.textAlign = "center";
     context.fillText(near ? "key (is read)" : "key, text position (is read)", LEFT_OF_MAP + side / 2, edge + (near ? under - 10 : 30));
@@ -187,10 +138,8 @@ function mapView(store, get) {
   function bar(context, palette, ink) {
     const left = LEFT_OF_MAP + side + 16;
     const to = (share) => OVER_MAP + side * (1 - share ** get("gamma"));
-    for (let y = 0; y < side; y += 1) {
-      context.fillStyle = palette.css((1 - (y + 0.5) / side) ** (1 / get("gamma")));
-      context.fillRect(left, OVER_MAP + y, 10, 1.5);
-    }
+    const picture = easel((pixels) => pixels.set(palette.bar), 1, palette.bar.length);
+    context.drawImage(picture, 0, 0, 1, palette.bar.length, left, OVER_MAP, 10, side);
     context.fillStyle = ink;
     context.textAlign = "left";
     let free = -Infinity;
@@ -215,41 +164,40 @@ function mapView(store, get) {
       const inside = [[key, where.key], [query, where.query]].every(([one, from]) => one >= from && one < from + where.span);
       return inside && { query, key, seen: Math.floor(key) <= Math.floor(query) };
     },
-    draw(palette) {
-      const width = root.parentElement?.clientWidth || 600;
-      side = Math.max(180, Math.min(MOST_SIDE, width - LEFT_OF_MAP - RIGHT_OF_MAP));
+    // Ask for what a head will need, before it is drawn; tells whether something was missing.
+    expect: (layer, head, without) => tiles(layer, head, without).some(([, , tile]) => !tile),
+    // `look` holds colours and font, `room` is the width there is. Returns the tokens per cell,
+    // "coarse" where tiles are still to come, "none" where there is no map.
+    draw(palette, without, look, room) {
+      side = Math.max(180, Math.min(MOST_SIDE, room - LEFT_OF_MAP - RIGHT_OF_MAP));
       under = named(place()) ? UNDER_MAP.tokens : UNDER_MAP.numbers;
+      const now = JSON.stringify([get("layer"), get("head"), get("view"), without, get("sinks"), palette.id, look, side, window.devicePixelRatio, store.version(`${get("layer")}.${get("head")}`)]);
+      if (now === drawn) return state;
+      drawn = now;
       const [wide, high] = [LEFT_OF_MAP + side + RIGHT_OF_MAP, OVER_MAP + side + under];
       root.style.width = `${wide}px`;
       root.style.height = `${high}px`;
-      const style = getComputedStyle(root);
-      const ink = style.color;
       const context = pen(base, wide, high);
       const at = place();
       context.save();
       context.beginPath();
       context.rect(LEFT_OF_MAP, OVER_MAP, side, side);
       context.clip();
-      hatched(context, ink, LEFT_OF_MAP, OVER_MAP, side, side);
-      const state = cells(context, palette, at);
+      hatched(context, look.ink, LEFT_OF_MAP, OVER_MAP, side, side);
+      state = cells(context, palette, without, at);
       context.restore();
-      const sinks = at.x(get("n_sink"));
-      if (sinks > LEFT_OF_MAP) {
-        context.fillStyle = style.getPropertyValue("--sinkviz-sink");
-        context.fillRect(LEFT_OF_MAP, OVER_MAP - 6, Math.max(3, Math.min(side, sinks - LEFT_OF_MAP)), 4);
-      }
-      axes(context, at, ink);
-      bar(context, palette, ink);
+      crowns(context, at, look.sink);
+      axes(context, at, look);
+      bar(context, palette, look.ink);
       return state;
     },
     // The cross: the token in question as a band, the cell under the pointer as a frame, a box.
-    mark({ token, way, cell, box }) {
+    mark({ token, way, cell, box }, look) {
       const [wide, high] = [LEFT_OF_MAP + side + RIGHT_OF_MAP, OVER_MAP + side + under];
       const context = pen(over, wide, high);
       const at = place();
-      const style = getComputedStyle(root);
       const frameOf = (x, y, w, h, dash) => {
-        for (const [colour, line] of [[style.getPropertyValue("--sinkviz-paper-ink"), 3], [style.color, 1.2]]) {
+        for (const [colour, line] of [[look.halo, 3], [look.ink, 1.2]]) {
           context.strokeStyle = colour;
           context.lineWidth = line;
           context.setLineDash(line > 2 ? [] : dash);
@@ -271,13 +219,4 @@ function mapView(store, get) {
       if (box) frameOf(...box, [4, 3]);
     },
   };
-}
-
-// A text cut to a width, so that no token runs over its neighbours.
-function fitted(context, text, room) {
-  if (context.measureText(text).width <= room) return text;
-  const letters = [...text];
-  let n = Math.min(letters.length - 1, 24);
-  while (n > 1 && context.measureText(`${letters.slice(0, n).join("")}\u2026`).width > room) n -= 1;
-  return `${letters.slice(0, n).join("")}\u2026`;
 }

@@ -30,7 +30,7 @@ PAGE = """\
 <style>
 :root {{ color-scheme: light dark; background: Canvas; color: CanvasText; }}
 body {{ max-width: 1280px; margin: 0 auto; padding: 12px; font-family: system-ui, sans-serif; }}
-h1 {{ font-size: 1.05em; font-weight: 600; margin: 4px 6px; }}
+h1 {{ font-size: 1.05em; font-weight: 600; margin: 4px 6px; overflow-wrap: anywhere; }}
 noscript img {{ max-width: 100%; }}
 {css}
 </style>

@@ -2,11 +2,13 @@
 // a lost or early message shows as a gap in the counting, and the whole tail is asked for again.
 
 const SPEEDS = [1, 2, 5, 10, 20, 50, 0];
+const MARKS = "Filled: the newest token; struck out: evicted; framed: evicted just now.";
 const READING = "The stronger its shade, the more a token surprised the model.";
 const WRITING = "Each lane is judged on its own words: one that only repeats itself has a low perplexity.";
 
 export default () => {
   let lanes = [];
+  let length = 0; // steps of a run that is over
   const views = new Set();
 
   function adopt(model) {
@@ -31,6 +33,8 @@ export default () => {
   }
 
   function initialize({ model }) {
+    if (model.get("offline")) replay(model);
+    length = model.get("length");
     adopt(model);
     model.on("change:tail", () => adopt(model));
     model.on("change:tick", () => news(model));
@@ -56,6 +60,9 @@ export default () => {
     const speeds = SPEEDS.includes(get("speed")) ? SPEEDS : [get("speed"), ...SPEEDS];
     const speed = control("select", {}, ...speeds.map((n) => html("option", { value: n }, n ? `${n} tokens/s` : "as fast as it goes")));
     speed.addEventListener("change", () => put("speed", Number(speed.value)));
+    const scrub = control("input", { type: "range", min: get("before") ?? 0, max: length, step: 1 });
+    scrub.addEventListener("input", () => model.send({ do: "seek", to: Number(scrub.value) }));
+    const save = button("Save", () => model.send({ do: "save" }));
     const seed = control("input", { type: "number", min: 0, step: 1 });
     const sow = () => put("seed", Math.max(0, Math.round(Number(seed.value) || 0)));
     seed.addEventListener("change", sow);
@@ -68,11 +75,14 @@ export default () => {
       `Side by side: ${lanes.map((lane) => lane.name).join(", ")}`,
       html("div", { class: "controls" }, play, step, reset,
         html("label", {}, "Speed", speed),
-        ...(get("reading") ? [] : [html("label", {}, "Seed", seed)]),
+        ...(get("reading") || get("recorded") ? [] : [html("label", {}, "Seed", seed)]),
+        ...(get("offline") ? [] : [save]),
         counter),
+      ...(get("recorded") ? [html("label", { class: "timeline" }, html("span", {}, "Token"), scrub)] : []),
       error,
       html("div", { class: "lanes" }, ...parts.map((part) => part.root)),
-      html("small", {}, get("reading") ? READING : WRITING),
+      html("small", {}, `${MARKS} ${get("reading") ? READING : WRITING}`),
+      ...(get("before") ? [html("small", {}, ` This page begins at token ${count(get("before"))}.`)] : []),
       live,
     );
     let spoken = "";
@@ -80,20 +90,25 @@ export default () => {
 
     function status() {
       play.textContent = get("playing") ? "Pause" : "Play";
-      play.disabled = get("finished");
+      play.disabled = get("finished") && !get("recorded"); // what is over may be played again
       step.disabled = get("finished");
       speed.value = get("speed");
       if (document.activeElement !== seed) seed.value = get("seed");
       error.textContent = get("error");
       const n = lanes[0].span;
-      counter.textContent = `${count(n)} tokens`;
+      save.disabled = !n;
+      counter.textContent = get("recorded") ? `${count(n)} of ${count(length)} tokens` : `${count(n)} tokens`;
+      scrub.value = n;
+      scrub.style.setProperty("--fill", `${(100 * (n - scrub.min)) / Math.max(1, scrub.max - scrub.min)}%`);
+      scrub.setAttribute("aria-valuetext", counter.textContent);
       const state = get("finished") ? "Finished" : get("playing") ? "Playing" : n ? "Paused" : "Ready";
       // A screen reader is not told of every token.
-      const key = `${state} ${get("playing") ? Math.floor(n / 50) : n}`;
+      const key = `${state} ${get("playing") ? Math.floor(n / 50) : n} ${get("notice")}`;
       if (key === spoken) return;
       spoken = key;
-      const each = lanes.map((lane) => `${lane.name} ${lane.perplexity === null ? "\u2013" : number(lane.perplexity)}`);
-      live.textContent = n ? `${state} at token ${count(n)}. Perplexity: ${each.join(", ")}.` : "Ready.";
+      const each = lanes.map((lane) => `${lane.name} ${number(lane.perplexity ?? NaN)}`);
+      const said = n ? `${state} at token ${count(n)}. Perplexity: ${each.join(", ")}.` : "Ready.";
+      live.textContent = `${get("notice")} ${said}`.trim();
     }
     function draw() {
       waiting = 0;
@@ -110,7 +125,7 @@ export default () => {
         view.soon();
       },
     };
-    const listened = "change:playing change:finished change:speed change:seed change:error".split(" ");
+    const listened = "change:playing change:finished change:speed change:seed change:error change:notice".split(" ");
     for (const event of listened) model.on(event, status);
     el.append(root);
     views.add(view);

@@ -2,62 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
-import signal
-import textwrap
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import traitlets
 from matplotlib.figure import Figure
 
-from sinkviz.models import LM, Text, few_threads
-from sinkviz.plots.runs import plot_nll
-from sinkviz.policies import Dense, Policy, Recompute, SinkWindow, Window, first_eviction
+from sinkviz.models import LM, Text
+from sinkviz.policies import Policy
 from sinkviz.records import StreamRun
-from sinkviz.streaming import Step, compare
-from sinkviz.style import policy_name
-from sinkviz.widgets.common import Widget, drawable, module, sentence
-from sinkviz.widgets.lanes import TAIL, LaneRecord
+from sinkviz.widgets.common import module, sentence
+from sinkviz.widgets.lane_figure import draw_lanes
+from sinkviz.widgets.lanes import TAIL, described
+from sinkviz.widgets.playing import TICK, PlayingWidget
+from sinkviz.widgets.recording import Live, Recording, Source, Start
+from sinkviz.widgets.replay import pages_of
 
-TICK = 0.08  # longest time that the kernel works in one go, seconds, unless one step takes longer
-AHEAD = 20  # ticks sent before the front end has answered
-PATIENCE = 100  # waits of 0.1 s for an answer, then nobody is looking
-# What has a colour of its own, as in style.policy_styles.
-KINDS = {Dense: "dense", Window: "window", SinkWindow: "sinkwindow", Recompute: "recompute"}
-
-PLAYING: set[SideBySide] = set()
+MOST_BYTES = 18_000  # of tokens in a message, all lanes together: notebooks save the last two
+LAST = 2000  # tokens of a run that go into a page
 
 
-def _pause_all(*_: Any) -> None:
-    for one in list(PLAYING):
-        if one._task is not None:
-            one._task.get_loop().call_soon_threadsafe(one.pause)
-
-
-def heed_interrupts(wanted: bool) -> None:
-    """Let an interrupt pause what plays, or no longer.
-
-    Between two messages ipykernel ignores interrupts, so that the stop button of a notebook would
-    not stop what plays in the background. Where somebody else handles them, nothing is changed.
-    """
-    ours, theirs = (_pause_all, signal.SIG_IGN) if wanted else (signal.SIG_IGN, _pause_all)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread and signal.getsignal(signal.SIGINT) is theirs:
-        signal.signal(signal.SIGINT, ours)
-
-
-class SideBySide(Widget):
+class SideBySide(PlayingWidget):
     """Watch several cache policies write from one prompt, or read one text, in lockstep.
 
     Each lane shows its text as it grows, with the sinks, what was evicted and the newest token
     marked; and its nll, perplexity, time per token and cache. Playing goes on beside other
     cells and stops when the widget is closed, its cell is run again, or nobody looks any more.
+
+    ``save`` writes all of it to a file, ``load`` shows it again without a model, and ``to_html``
+    makes a page to play, step and scrub through.
 
     Args:
         lm: the language model; it is left exactly as it was after every token.
@@ -68,6 +47,8 @@ class SideBySide(Widget):
         temperature: 0 takes the most likely token.
         max_new_tokens: where to end; None goes on until paused.
         speed: tokens per second; 0 is as fast as the model can.
+        capture: show the share of attention that goes to the sinks as well. It has to be looked at
+            while the model runs, which makes a token of a small model three times as slow.
         sampling: further options of ``sinkviz.stream``, such as ``top_k``.
 
     Raises:
@@ -78,16 +59,18 @@ class SideBySide(Widget):
         >>> lanes = sv.SideBySide(sv.load(), [sv.Window(64), sv.SinkWindow(4, 60)],
         ...                       prompt="Once upon a time")  # doctest: +SKIP
         >>> lanes.advance(200)  # doctest: +SKIP
+        >>> lanes.save("mill.json")  # doctest: +SKIP
+        >>> sv.SideBySide.load("mill.json").to_html("mill.html")  # doctest: +SKIP
     """
 
-    _esm = module("lanes", "side_by_side")
+    _esm = module("lanes", "replay", "side_by_side")
 
     lanes = traitlets.List(traitlets.Dict(), help="what does not change").tag(sync=True)
     reading = traitlets.Bool(help="a text is read, none is written").tag(sync=True)
-    playing = traitlets.Bool().tag(sync=True)
-    finished = traitlets.Bool().tag(sync=True)
-    speed = traitlets.Float(min=0).tag(sync=True)
+    recorded = traitlets.Bool(help="a run that is over is shown again").tag(sync=True)
+    length = traitlets.Int(help="steps of that run").tag(sync=True)
     seed = traitlets.Int().tag(sync=True)
+    notice = traitlets.Unicode(help="where the run was saved").tag(sync=True)
     # The news of one tick, small; and all that it takes to draw the lanes afresh, made up at the
     # moment it is asked for.
     tick = traitlets.List(traitlets.Dict()).tag(sync=True)
@@ -106,28 +89,24 @@ class SideBySide(Widget):
         temperature: float = 0.7,
         max_new_tokens: int | None = 2000,
         speed: float = 10.0,
+        capture: bool = False,
         **sampling: Any,
     ) -> None:
-        self._lm, self._policies = lm, tuple(policies)
-        self._source = {"prompt": prompt, "text": text, "max_new_tokens": max_new_tokens}
-        self._sampling = {"temperature": temperature, **sampling}
-        self._task: asyncio.Task | None = None
-        self._steps: Iterator[tuple[Step, ...]] | None = None
-        self._unseen, self._made, self._editions = 0, False, itertools.count()
+        options = {"temperature": temperature, "capture": capture, **sampling}
+        source = Live(
+            lm, policies, prompt=prompt, text=text, max_new_tokens=max_new_tokens, **options
+        )
+        self._open(source, speed=speed, seed=seed)
+
+    def _open(self, source: Source, *, speed: float, seed: int) -> None:
+        self._source: Source = source
         self._begin(seed)
+        self._made, self._editions = False, itertools.count()
         super().__init__(
-            lanes=[
-                {
-                    "name": policy_name(policy),
-                    "kind": KINDS.get(type(policy), "other"),
-                    "n_sink": policy.n_sink,
-                    "evicts": first_eviction(policy, 1 + (policy.cache_size or 0)),
-                    "by_attention": policy.by_attention,
-                    "start": len(self._records[0].ids),
-                }
-                for policy in self._policies
-            ],
-            reading=text is not None,
+            lanes=[described(record.policy, record.start) for record in self._records],
+            reading=source.reading,
+            recorded=source.recorded,
+            length=(self._run.limit or 0) if source.recorded else 0,
             speed=speed,
             seed=seed,
         )
@@ -135,17 +114,14 @@ class SideBySide(Widget):
         self._made = True
 
     def _begin(self, seed: int) -> None:
-        self._steps = compare(self._lm, self._policies, **self._source, **self._sampling, seed=seed)
-        reading = self._source["text"] is not None
-        ids = self._lm.encode(self._source["text" if reading else "prompt"]).tolist()
-        self._limit = len(ids) - 1 if reading else self._source["max_new_tokens"]
-        known = ids[:1] if reading else ids
-        self._records = [LaneRecord(self._lm, policy, known) for policy in self._policies]
+        self._run: Start | None = self._source.begin(seed)
+        self._records = self._run.lanes
 
     def _states(self, n_new: int = TAIL) -> list[dict[str, Any]]:
         # Two equal messages would be no change to the front end: a number tells them apart.
         edition = next(self._editions)
-        return [{"edition": edition, **record.state(n_new)} for record in self._records]
+        room = MOST_BYTES // len(self._records)
+        return [{"edition": edition, **record.state(n_new, room)} for record in self._records]
 
     # Going on -----------------------------------------------------------------------------------
 
@@ -163,26 +139,26 @@ class SideBySide(Widget):
 
     def _mend(self) -> None:
         """Begin again where an error has broken the stream off, and forget the error."""
-        if self._steps is None:
+        if self._run is None:
             self._restart()
-        self.error = ""
+        self.error = self.notice = ""
+
+    def _ready(self) -> None:
+        self._mend()
+        if self.recorded and self.finished:
+            self._restart()
 
     def _tick(self, n: int) -> int:
-        """Go at most ``n`` tokens on, for at most ``TICK`` seconds; return how many it were."""
         ran, finished, until = 0, False, time.perf_counter() + TICK
         try:
             while ran < n and (ran == 0 or time.perf_counter() < until):
-                with few_threads(self._lm):
-                    steps = next(self._steps, None)
-                if steps is None:
+                if not self._step_on():
                     finished = True
                     break
-                for record, step in zip(self._records, steps, strict=True):
-                    record.add(step)
                 ran += 1
         except BaseException as error:
             # A lane may have been left behind the others; the model itself is as it was.
-            self._steps = None
+            self._run = None
             said = (
                 "it was interrupted." if isinstance(error, KeyboardInterrupt) else sentence(error)
             )
@@ -191,76 +167,19 @@ class SideBySide(Widget):
             raise
         with self.hold_sync():
             self.tick = self._states(ran)
-            self.finished = finished or self.n_tokens == self._limit
+            self.finished = finished or self._at_the_end
         return ran
 
-    async def _play(self) -> None:
-        idle, began, done, speed = 0, time.perf_counter(), 0, self.speed
-        PLAYING.add(self)
-        try:
-            while not self.finished and idle < PATIENCE:
-                heed_interrupts(True)
-                if self._unseen >= AHEAD:
-                    idle += 1
-                    await asyncio.sleep(0.1)
-                    began, done = time.perf_counter(), 0
-                    continue
-                if speed != self.speed:
-                    began, done, speed = time.perf_counter(), 0, self.speed
-                due = int((time.perf_counter() - began) * speed) + 1 - done if speed else TAIL
-                if due > 0:
-                    self._unseen, idle = self._unseen + 1, 0
-                    ran = self._tick(due)
-                    done += ran
-                    if ran < due:  # the model is slower than that: no debts
-                        began, done = time.perf_counter(), 0
-                await asyncio.sleep(min(max(1 / speed, 0.05), 0.2) if speed else 0.01)
-        except (Exception, KeyboardInterrupt):
-            pass  # the widget says it
-        finally:
-            PLAYING.discard(self)
-            heed_interrupts(bool(PLAYING))
-            if self._task is asyncio.current_task():
-                self._task = None
-                self.playing = False
+    def _step_on(self) -> bool:
+        """Let every lane take in its next step; return whether there was one."""
+        steps = next(self._run.steps, None)
+        for record, step in zip(self._records, steps or (), strict=steps is not None):
+            record.add(step)
+        return steps is not None
 
-    @traitlets.observe("playing")
-    def _on_playing(self, change: Any) -> None:
-        self.at_home(self._start if self.playing else self._stop)
-
-    def _stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-        self._task = None
-        self._tell()  # what a saved notebook keeps
-
-    def _start(self) -> None:
-        try:
-            loop = asyncio.get_running_loop() if self._home is None else self._home
-        except RuntimeError:
-            self.playing = False
-            self.error = "Playing needs a notebook's event loop; advance(n) needs none."
-            return
-        self._mend()
-        if self.finished:
-            self.playing = False
-        elif self._task is None:
-            self._unseen = 0
-            self._task = loop.create_task(self._play())
-
-    def play(self) -> None:
-        """Go on in the background, at ``speed``, beside other cells.
-
-        Raises:
-            RuntimeError: no event loop is running, which there is in every notebook.
-        """
-        self.playing = True
-        if not self.playing and not self.finished:
-            raise RuntimeError("play() needs a notebook's event loop; advance(n) needs none")
-
-    def pause(self) -> None:
-        """Stop where the lanes are; ``play`` or ``advance`` go on from there."""
-        self.playing = False
+    @property
+    def _at_the_end(self) -> bool:
+        return self._run is not None and self.n_tokens == self._run.limit
 
     def reset(self) -> None:
         """Stop, and begin again with the prompt and the present seed."""
@@ -269,7 +188,27 @@ class SideBySide(Widget):
 
     def _restart(self) -> None:
         self._begin(self.seed)
-        self.error, self.finished = "", False
+        self.error, self.notice, self.finished = "", "", False
+        self._tell()
+
+    def seek(self, n: int) -> None:
+        """Show a recorded run as it was after ``n`` steps.
+
+        Raises:
+            ValueError: the run is not recorded, or it has no such step.
+        """
+        if not self.recorded:
+            raise ValueError(
+                "a model can only go on; save(path) the run, and SideBySide.load(path) it to seek"
+            )
+        if not 0 <= n <= self.length:
+            raise ValueError(f"n must be in 0..{self.length}, got {n}")
+        self.playing = False
+        if n < self.n_tokens:
+            self._begin(self.seed)
+        while self.n_tokens < n:
+            self._step_on()
+        self.error, self.finished = "", self._at_the_end
         self._tell()
 
     @traitlets.observe("seed")
@@ -278,7 +217,14 @@ class SideBySide(Widget):
             self.at_home(self.reset)
 
     def _on_message(self, widget: Any, content: dict[str, Any], buffers: Any) -> None:
-        acts = {"seen": self._seen, "resync": self._tell, "reset": self.reset, "step": self._step}
+        acts = {
+            "seen": self._seen,
+            "resync": self._tell,
+            "reset": self.reset,
+            "step": self._step,
+            "save": self._save_somewhere,
+            "seek": lambda: self._seek_within(content.get("to")),
+        }
         act = acts.get(content.get("do"))
         if act is not None:
             self.at_home(act)
@@ -294,11 +240,14 @@ class SideBySide(Widget):
         with contextlib.suppress(Exception):  # the widget says it
             self.advance(1)
 
+    def _seek_within(self, n: Any) -> None:
+        if self.recorded and isinstance(n, int | float):
+            self.seek(int(np.clip(n, 0, self.length)))
+
     def close(self) -> None:
         """Stop and take the widget from the page."""
-        self.playing = False
-        self._steps = None
         super().close()
+        self._run = None
 
     # Looking back -------------------------------------------------------------------------------
 
@@ -311,6 +260,86 @@ class SideBySide(Widget):
     def runs(self) -> tuple[StreamRun, ...]:
         """The whole history of every lane; tokens of the prompt have no nll."""
         return tuple(record.run() for record in self._records)
+
+    @property
+    def recording(self) -> Recording:
+        """The run so far, to be saved or shown again.
+
+        Raises:
+            ValueError: nothing has been played yet.
+        """
+        self._check_played("record")
+        return Recording(
+            name=self._source.name,
+            reading=self.reading,
+            seed=self.seed,
+            train_length=self._source.train_length,
+            histories=self._records,
+            spelled=self._source.texts(self._records),
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the run so far to one JSON file, whole or not at all; return the path.
+
+        It holds, per lane, the tokens with their nll (nats) and the step at which each was evicted,
+        and the seconds, cache size (tokens), cache bytes and share of the sinks of every step.
+
+        Raises:
+            ValueError: nothing has been played yet, or more than 100,000 tokens.
+            OSError: it cannot be written; nothing is left behind.
+        """
+        return self.recording.save(path)
+
+    def _save_somewhere(self) -> None:
+        """Save to a new file beside the notebook, and say where, or what went wrong."""
+        names = (f"side-by-side-{n}.json" for n in itertools.count(1))
+        path = next(path for path in map(Path, names) if not path.exists())
+        try:
+            self.save(path)
+        except (OSError, ValueError) as error:
+            self.error = sentence(error)
+        else:
+            self.error, self.notice = "", f"Saved to {path}."
+
+    @classmethod
+    def load(cls, path: str | Path, *, speed: float = 10.0) -> SideBySide:
+        """Return a saved run as a widget to play, step and scrub through, without a model.
+
+        It stands at its end, as it was saved; playing from there begins again.
+
+        Args:
+            path: a file that ``save`` wrote.
+            speed: tokens per second; 0 is as fast as possible.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds something else.
+        """
+        source, widget = Recording.load(path), cls.__new__(cls)
+        widget._open(source, speed=speed, seed=source.seed)
+        widget.seek(widget.length)
+        return widget
+
+    def page_state(self, *, last: int = LAST) -> dict[str, Any]:
+        """Return what a page needs to show the run so far once more.
+
+        Args:
+            last: tokens of the run, the newest ones, that go along; earlier ones are left out.
+
+        Raises:
+            ValueError: nothing has been played yet, or ``last`` is below 1.
+        """
+        if last < 1:
+            raise ValueError(f"last must be at least 1 token, got {last}")
+        recording = self.recording
+        before = max(0, self.n_tokens - last)
+        fixed = {"playing": False, "finished": True, "recorded": True, "length": self.n_tokens}
+        state = super().page_state() | fixed | {"error": "", "notice": "", "tick": [], "tail": []}
+        return state | {"before": before, "recording": pages_of(recording, before)}
+
+    def _check_played(self, wanted: str) -> None:
+        if not self.n_tokens:
+            raise ValueError(f"nothing to {wanted} yet; play, or call advance(200), first")
 
     def figure(self) -> Figure:
         """Return the lanes as they stand, as a matplotlib figure of its own.
@@ -328,24 +357,9 @@ class SideBySide(Widget):
 
     def draw(self, figure: Figure) -> None:
         """Draw the lanes as they stand into an empty figure: the nll, and how each text ends."""
-        if not self.n_tokens:
-            raise ValueError("nothing to draw yet; play, or call advance(200), first")
-        names = [f"text {index}" for index in range(len(self._records))]
-        rows = [["nll"] * len(names)] if self.reading else [["nll"] * len(names), names]
-        axes = figure.subplot_mosaic(rows, height_ratios=[3, 2][: len(rows)])
-        plot_nll(self.runs, train_length=self._lm.train_length, ax=axes["nll"])
-        if self.reading:
-            return
-        width = max(12, 104 // len(names))
-        for name, record in zip(names, self._records, strict=True):
-            ax = axes[name]
-            ax.set_axis_off()
-            ax.set_title(policy_name(record.policy), loc="left", fontsize="medium")
-            text = " ".join("".join(text for text, _ in record.tail).split())
-            end = textwrap.wrap(drawable(text), width)[-10:]
-            shown = ax.text(0, 1, "\n".join(end), va="top", fontsize="small", clip_on=True)
-            shown.set_parse_math(False)
+        self._check_played("draw")
+        draw_lanes(figure, self._records, self.reading, self._source.train_length)
 
     def __repr__(self) -> str:
-        names = ", ".join(repr(policy) for policy in self._policies)
-        return f"SideBySide({self._lm.name}: {names})"
+        names = ", ".join(repr(policy) for policy in self._source.policies)
+        return f"SideBySide({self._source.name}: {names})"

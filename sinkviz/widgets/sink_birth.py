@@ -19,7 +19,7 @@ from sinkviz.plots.birth import plot_birth
 from sinkviz.plots.first_token import plot_first_token
 from sinkviz.style import ink
 from sinkviz.widgets.common import as_bytes
-from sinkviz.widgets.teaching import TeachingWidget, teaching_module
+from sinkviz.widgets.teaching import TeachingWidget, as_labels, teaching_module
 
 Snapshot = Mapping[str, Any]
 One = str | Path | Sequence[Snapshot]
@@ -154,11 +154,11 @@ class SinkBirth(TeachingWidget):
             for name, snapshots in named.items()
         }
         models, losses, rates, firsts = [], [], [], []
-        for name, snapshots in self._growth.items():
+        for shown, snapshots in zip(self._labels(), self._growth.values(), strict=True):
             maps = np.array([one["first_token"] for one in snapshots], dtype=float)
             models.append(
                 {
-                    "name": name,
+                    "name": shown,
                     "layers": maps.shape[1],
                     "heads": maps.shape[2],
                     "steps": [int(one["step"]) for one in snapshots],
@@ -207,19 +207,31 @@ class SinkBirth(TeachingWidget):
         """Return the sink rate of a model as of the chosen step, in [0, 1]."""
         return float(self._snapshot(name)["sink_rate"])
 
+    def _labels(self) -> list[str]:
+        """Return the models' names as they are shown; names cut alike are told apart by number."""
+        cut = as_labels(list(self._growth))
+        alike = len(set(cut)) < len(cut)
+        return [f"{nth}: {name}" if alike else name for nth, name in enumerate(cut, start=1)]
+
     def draw(self, figure: Figure) -> None:
         """Draw maps and curves at the chosen step into an empty figure."""
-        names = list(self._growth)
+        names, labels = list(self._growth), self._labels()
         # One map has the curves beside it, several have them below.
         several = len(names) > 1
         shape, ratios = ((2, 1), "height_ratios") if several else ((1, 2), "width_ratios")
         above, below = figure.subfigures(*shape, **{ratios: [1.15, 1]})
-        for name, ax in zip(names, np.atleast_1d(above.subplots(1, len(names))), strict=True):
+        panels = np.atleast_1d(above.subplots(1, len(names)))
+        for name, label, ax in zip(names, labels, panels, strict=True):
             plot_first_token(self.first_token(name), ax=ax)
             if len(names) > 1:
-                ax.set_title(f"{name}: {self.sink_rate(name):.0%}", loc="left", fontsize="small")
+                said = f"{label}: {self.sink_rate(name):.0%}"
+                ax.set_title(said, loc="left", fontsize="small").set_parse_math(False)
         above.suptitle(f"step {self.step:,}: attention on the first token (%)", fontsize="medium")
-        rows = [{"model": name, **one} for name in names for one in self._growth[name]]
+        rows = [
+            {"model": label, **one}
+            for name, label in zip(names, labels, strict=True)
+            for one in self._growth[name]
+        ]
         table = pd.DataFrame(rows, columns=["model", "step", "loss", "sink_rate"])
         for what, ax in zip(("loss", "sink_rate"), below.subplots(*shape[::-1]), strict=True):
             plot_birth(table, what, ax=ax)

@@ -7,19 +7,22 @@ const NAMES = { sink: "sinks", recent: "recent", self: "the token itself", middl
 const tokens = (n) => `${n} token${n === 1 ? "" : "s"}`;
 const kind = (nSink) => (nSink ? "sinkwindow" : "window");
 const label = ([nSink, nRecent]) => (nSink ? `${nSink}+${nRecent}` : `window ${nRecent}`);
-const percent = (share) => `${Math.round(100 * share)} %`;
 
-function slider(model, name, role, title, hint, low, high) {
+// A page carries the answers to some settings; its slider moves from one of these stops to the next.
+function slider(model, name, role, title, hint, low, high, stops = null) {
   const id = unique(name);
-  const input = control("input", { id, type: "range", min: low, max: high, step: 1 });
+  const [first, last] = stops ? [0, stops.length - 1] : [low, high];
+  const input = control("input", { id, type: "range", min: first, max: last, step: 1 });
+  input.disabled = first === last;
   const output = html("output", { for: id });
+  const value = () => (stops ? stops[input.value] : Number(input.value));
   const show = () => {
-    output.textContent = input.value;
-    input.style.setProperty("--fill", `${(100 * (input.value - low)) / (high - low)}%`);
-    input.setAttribute("aria-valuetext", tokens(Number(input.value)));
+    output.textContent = value();
+    input.style.setProperty("--fill", `${(100 * (input.value - first)) / Math.max(1, last - first)}%`);
+    input.setAttribute("aria-valuetext", tokens(value()));
   };
   const read = () => {
-    input.value = model.get(name);
+    input.value = stops ? stops.indexOf(model.get(name)) : model.get(name);
     show();
   };
   const row = html(
@@ -29,7 +32,7 @@ function slider(model, name, role, title, hint, low, high) {
     input,
     output,
   );
-  return { row, input, read, show };
+  return { row, input, read, show, value };
 }
 
 // The nll curves. Fixed limits, so that a curve that rises is a curve that rises.
@@ -67,8 +70,9 @@ function drawCurves(plot, get) {
   const ends = curves.map(([, values]) => inside(values[values.length - 1]));
   const places = spread(ends, 15, 20, bottom);
   curves.forEach(([name, values, text], i) => {
-    parts.push(svg("path", { class: `curve ${name}`, d: path(values, x, inside) }));
-    const end = x(values.length - 1);
+    const at = (i) => x(n - 1 - (values.length - 1 - i) * get("every"));
+    parts.push(svg("path", { class: `curve ${name}`, d: path(values, at, inside) }));
+    const end = x(n - 1);
     parts.push(svg("path", { class: `curve ${name}`, d: `M${end + 1} ${ends[i]}L${end + 10} ${places[i]}h8` }));
     const weight = name.includes("now") ? "strong" : null;
     parts.push(svg("text", { x: end + 22, y: places[i] + 4, class: weight }, text));
@@ -114,11 +118,24 @@ function drawMass(stack, legend, get) {
   return shares[get("roles").indexOf("sink")];
 }
 
+// Stands in for the kernel in a page: the answers were computed before.
+function answerByHeart(model) {
+  const answer = () => {
+    const setting = [model.get("n_sink"), model.get("n_recent")];
+    for (const [name, value] of Object.entries(model.get("frames")[setting.join("+")])) model.set(name, value);
+    model.set("shown", setting);
+  };
+  model.on("change:n_sink", answer);
+  model.on("change:n_recent", answer);
+}
+
 function render({ model, el }) {
   const get = (name) => model.get(name);
+  const stops = get("stops");
+  if (get("offline")) answerByHeart(model);
   const sliders = [
     slider(model, "n_sink", "sink", "Sinks", "first tokens, never evicted", 0, get("max_sink")),
-    slider(model, "n_recent", "recent", "Recent", "latest tokens kept, the current one included", 1, get("max_recent")),
+    slider(model, "n_recent", "recent", "Recent", "latest tokens kept, the current one included", 1, get("max_recent"), stops),
   ];
   const figure = html("strong");
   const caption = html("span");
@@ -141,6 +158,7 @@ function render({ model, el }) {
     html("div", { class: "below" },
       html("div", {}, html("h4", {}, "Where the attention goes"), stack, legend),
       html("div", {}, seenTitle, seen)),
+    ...(stops ? [html("small", {}, `Computed beforehand: every number of sinks, for ${stops.join(", ")} recent tokens.`)] : []),
     live,
   );
   const root = frame(`Sink slider: ${get("lm_name")}, a text of ${tokens(get("n_tokens"))}`, body);
@@ -166,10 +184,10 @@ function render({ model, el }) {
   }
   // The widget manager itself holds further settings back while the kernel works on one, and
   // then sends the newest.
-  for (const { input, show } of sliders) {
+  for (const { input, show, value } of sliders) {
     input.addEventListener("input", () => {
       show();
-      model.set(input === sliders[0].input ? "n_sink" : "n_recent", Number(input.value));
+      model.set(input === sliders[0].input ? "n_sink" : "n_recent", value());
       body.classList.toggle("busy", !settled());
       model.save_changes();
     });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -20,6 +21,8 @@ from sinkviz.scoring import score
 from sinkviz.style import COLOURS, STACK, faint, ink, role_style
 from sinkviz.widgets.common import Widget, as_bytes, finite, module, sentence
 
+POINTS = 1500  # of a curve at most; a mean over a sixteenth of the text is smooth between them
+
 
 def policy_of(n_sink: int, n_recent: int) -> Policy:
     """Return the policy of a setting; no sink at all is window attention.
@@ -36,7 +39,8 @@ class SinkSlider(Widget):
 
     Shows the running mean of the nll along the text beside full attention and the setting it
     began with, the perplexity after eviction for every ``n_sink`` tried so far, and where the
-    attention goes by role. Every setting is scored once and remembered.
+    attention goes by role. Every setting is scored once and remembered; ``to_html`` makes a page
+    that carries the answers to all numbers of sinks.
 
     Args:
         lm: the language model; it is left exactly as it was.
@@ -67,7 +71,8 @@ class SinkSlider(Widget):
     train_length = traitlets.Int(help="of the model; 0 is unknown").tag(sync=True)
     window = traitlets.Int(help="tokens that a point of a curve is the mean of").tag(sync=True)
     roles = traitlets.List(traitlets.Unicode(), help="order of mass").tag(sync=True)
-    # The answer to a setting. Curves are float32 per text position.
+    every = traitlets.Int(help="tokens from point to point of a curve").tag(sync=True)
+    # The answer to a setting. Curves are float32, and their last point is the text's last token.
     shown = traitlets.List(traitlets.Int(), help="the n_sink and n_recent answered").tag(sync=True)
     start = traitlets.Int(help="first position that the perplexity counts").tag(sync=True)
     perplexity = traitlets.Float(allow_none=True).tag(sync=True)
@@ -114,13 +119,13 @@ class SinkSlider(Widget):
             n_tokens=len(self._ids),
             train_length=lm.train_length or 0,
             window=int(np.clip(len(self._ids) // 16, 16, 1024)),
+            every=-(-len(self._ids) // POINTS),
             roles=list(STACK),
             first=[n_sink, n_recent],
         )
-        dense_curve = self._curve(self._dense)
-        self.dense_curve = as_bytes(dense_curve)
+        self.dense_curve = as_bytes(self._curve(self._dense))
         self.first_curve = as_bytes(self._curve(first_run))
-        self._widen(dense_curve)
+        self.limits = self._limits(self._dense)
         self._answer()
         self.observe(self._on_setting, names=["n_sink", "n_recent"])
 
@@ -155,16 +160,20 @@ class SinkSlider(Widget):
         return self._runs[setting]
 
     def _curve(self, run: StreamRun) -> np.ndarray:
-        return running_mean(run.nll, self.window)
+        means = running_mean(run.nll, self.window)
+        return means[(len(means) - 1) % self.every :: self.every]
 
-    def _widen(self, curve: np.ndarray) -> None:
+    def _limits(self, *runs: StreamRun) -> list[float]:
+        """Return limits for the curves of these runs and of all that has been shown, nats."""
         # The first few means are of a handful of tokens each, and would set the scale.
-        steady = curve[min(self.window, len(curve) // 8) :]
+        first = min(self.window, self.n_tokens // 8)
+        curves = [running_mean(run.nll, self.window)[first:] for run in runs]
         low, high = self.limits or (math.inf, -math.inf)
-        self.limits = [float(min(low, np.nanmin(steady))), float(max(high, np.nanmax(steady)))]
+        lows, highs = map(np.nanmin, curves), map(np.nanmax, curves)
+        return [float(min(low, *lows)), float(max(high, *highs))]
 
-    def _answer(self) -> None:
-        n_sink, n_recent = self.n_sink, self.n_recent
+    def _frame(self, n_sink: int, n_recent: int) -> dict[str, Any]:
+        """Return the answer to a setting: the values of the traits that depend on it."""
         run = self._run(n_sink, n_recent)
         # The first position at which every setting of the sinks' slider has evicted.
         start = n_recent + self.max_sink
@@ -174,15 +183,44 @@ class SinkSlider(Widget):
             if other_recent == n_recent:
                 tried[other_sink] = np.exp(other.mean_nll(start))
         shares = np.nanmean(run.mass[start:], axis=0, dtype=float)
-        curve = self._curve(run)
+        return {
+            "start": start,
+            "perplexity": finite(tried[n_sink]),
+            "seen": as_bytes(tried),
+            "mass": as_bytes([shares[ROLES.index(role)] for role in self.roles]),
+            "curve": as_bytes(self._curve(run)),
+        }
+
+    def _answer(self) -> None:
+        setting = self.n_sink, self.n_recent
+        frame = self._frame(*setting)
         with self.hold_sync():
-            self._widen(curve)
-            self.start = start
-            self.perplexity = finite(tried[n_sink])
-            self.seen = as_bytes(tried)
-            self.mass = as_bytes([shares[ROLES.index(role)] for role in self.roles])
-            self.curve = as_bytes(curve)
-            self.shown = [n_sink, n_recent]
+            self.limits = self._limits(self._run(*setting))
+            for name, value in frame.items():
+                self.set_trait(name, value)
+            self.shown = list(setting)
+
+    def page_state(self, *, n_recent: Sequence[int] = ()) -> dict[str, Any]:
+        """Return what a page needs to answer without a kernel.
+
+        Settings that have not been tried yet are scored now, each for as long as the slider takes
+        to answer. A setting takes 6 kB of the page at most, however long the text is.
+
+        Args:
+            n_recent: further stops of the page's slider for recent tokens. The page has the present
+                value and the one it began with, each with every number of sinks.
+
+        Raises:
+            ValueError: a stop is beyond the slider.
+        """
+        stops = sorted({self.first[1], self.n_recent, *n_recent})
+        if not 1 <= stops[0] <= stops[-1] <= self.max_recent:
+            raise ValueError(f"n_recent must be in 1..{self.max_recent}, got {list(n_recent)}")
+        settings = [(n_sink, stop) for stop in stops for n_sink in range(self.max_sink + 1)]
+        runs = [self._run(*setting) for setting in settings]
+        frames = {f"{a}+{b}": self._frame(a, b) for a, b in settings}
+        state = super().page_state() | self._frame(self.n_sink, self.n_recent)
+        return state | {"limits": self._limits(*runs), "stops": stops, "frames": frames}
 
     @property
     def policy(self) -> Policy:

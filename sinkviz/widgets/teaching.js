@@ -4,11 +4,6 @@
 const MINUS = "\u2212";
 const DASH = "\u2013";
 const signed = (value, digits = 1) => value.toFixed(digits).replace(/^-/, MINUS);
-const percent = (share) => {
-  const hundred = 100 * share;
-  const digits = hundred >= 9.95 || hundred === 0 ? 0 : 1;
-  return hundred > 0 && hundred < 0.05 ? "<0.1 %" : `${hundred.toFixed(digits)} %`;
-};
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 function writer(model) {

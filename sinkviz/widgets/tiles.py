@@ -6,6 +6,9 @@ neighbours it would be lost. Knows nothing about widgets.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection, Iterable, Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
@@ -13,6 +16,7 @@ from sinkviz.metrics import ROLES
 from sinkviz.records import Trace
 
 TILE = 256  # cells along a side of a tile
+Keys = Sequence[int]  # text positions in order
 
 
 def pooled(weights: Float[np.ndarray, "row column"], cell: int) -> Float[np.ndarray, "high wide"]:
@@ -53,34 +57,45 @@ def triangles(maps: UInt8[np.ndarray, "*map side side"]) -> bytes:
 class MapTiles:
     """The maps of a trace, cut to order; of each head the whole map or else the pooled one.
 
-    With ``rest`` the sink is taken out and what each query gives to the other keys is rescaled to
-    one. Of a pooled map this takes out the sink's cells, and rescales by the mean of the queries in
-    a cell.
+    ``without`` names the keys, by text position, that are taken out; what each query gives to the
+    others is then rescaled to one. Of a pooled map this takes out their cells, and rescales by the
+    mean of the queries in a cell.
 
     Args:
-        trace: with whole maps, pooled maps, or both.
-        n_sink: first tokens that are the sink.
+        trace: whole maps, pooled maps, or both.
 
     Raises:
-        ValueError: the trace holds no map of any kind, or cannot tell ``n_sink`` tokens apart.
+        ValueError: the trace holds no map of any kind.
     """
 
-    def __init__(self, trace: Trace, n_sink: int) -> None:
-        self.trace, self.n_sink, self.n_tokens = trace, n_sink, len(trace.tokens)
+    def __init__(self, trace: Trace) -> None:
+        self.trace, self.n_tokens = trace, len(trace.tokens)
         if trace.attention is None and trace.pooled_max is None:
             raise ValueError(
                 "this trace holds no maps; capture it with keep='maps', or with 'pooled' among "
                 "its statistics"
             )
-        whole = trace.attention is not None and trace.heads is None
-        if not 1 <= n_sink <= self.n_tokens:
-            raise ValueError(f"n_sink must be in 1..{self.n_tokens}, got {n_sink}")
-        if not whole and n_sink != trace.n_sink:
-            raise ValueError(
-                f"without whole maps the sink is the first {trace.n_sink} tokens, as captured, "
-                f"not {n_sink}; capture(lm, text, n_sink={n_sink}) counts anew"
-            )
         self._rest: dict[tuple[int, int], np.ndarray] = {}
+        self._rest_without: Keys = ()  # what they leave out
+
+    def sinks(self, positions: Iterable[int]) -> tuple[int, ...]:
+        """Return text positions in order, each once, if they can be taken out of the maps.
+
+        Raises:
+            ValueError: there is none, one is not in the text, or the trace knows only its own.
+        """
+        found, n = tuple(sorted(set(positions))), self.trace.n_sink
+        if not found or found[0] < 0 or found[-1] >= self.n_tokens:
+            raise ValueError(
+                f"a sink must be one of the tokens 0..{self.n_tokens - 1}, got {list(found)}"
+            )
+        whole = self.trace.attention is not None and self.trace.heads is None
+        if not whole and found != tuple(range(n)):
+            raise ValueError(
+                f"without whole maps the sink is the first {n} tokens, as captured, not "
+                f"{list(found)}; capture with keep='maps', or anew with another n_sink"
+            )
+        return found
 
     def finest(self, layer: int, head: int) -> int:
         """Return the tokens along a side of the smallest cell there is; 0 without any map."""
@@ -88,18 +103,20 @@ class MapTiles:
             return 1
         return 0 if self.trace.pooled_max is None else self.trace.cell
 
-    def shares(self) -> Float[np.ndarray, "layer head"]:
-        """Return the mean share that later queries give to the sink, in [0, 1]; NaN if unknown."""
-        trace, n = self.trace, self.n_sink
-        if n == 1:
-            return np.asarray(trace.received[..., 0], dtype=float)
+    def shares(self, sinks: tuple[int, ...]) -> Float[np.ndarray, "layer head"]:
+        """Return the mean share that the sinks get of later queries, in [0, 1]; NaN if unknown.
+
+        Of one sink this is the attention it receives, its own included.
+        """
+        trace, later = self.trace, min(sinks[-1] + 1, self.n_tokens - 1)
+        if len(sinks) == 1:
+            return np.asarray(trace.received[..., sinks[0]], dtype=float)
         if trace.attention is not None and trace.heads is None:
-            later = trace.attention[..., min(n, self.n_tokens - 1) :, :n]
-            return later.sum(-1, dtype=float).mean(-1)
-        return trace.mass_of("sink")[..., min(n, self.n_tokens - 1) :].mean(-1, dtype=float)
+            return trace.attention[..., later:, list(sinks)].sum(-1, dtype=float).mean(-1)
+        return trace.mass_of("sink")[..., later:].mean(-1, dtype=float)
 
     def tile(
-        self, layer: int, head: int, cell: int, row: int, column: int, rest: bool = False
+        self, layer: int, head: int, cell: int, row: int, column: int, without: Keys = ()
     ) -> UInt8[np.ndarray, "high wide"]:
         """Return one tile of the map at one zoom.
 
@@ -109,10 +126,10 @@ class MapTiles:
             cell: tokens along a side of a cell, a multiple of ``finest(layer, head)``.
             row: which tile downwards, of ``TILE`` cells each.
             column: which tile across.
-            rest: without the sink.
+            without: keys that are taken out.
 
         Returns:
-            Codes as in ``codes``; 0 where nobody sees anybody, or the sink was taken out.
+            Codes as in ``codes``; 0 where nobody sees anybody, or all keys were taken out.
 
         Raises:
             ValueError: there is no such tile.
@@ -122,40 +139,40 @@ class MapTiles:
             raise ValueError(f"head {(layer, head)} has no cells of {cell} tokens")
         if not (0 <= row * size < self.n_tokens and 0 <= column * size < self.n_tokens):
             raise ValueError(f"no tile {(row, column)} of cells of {cell} tokens")
-        return self._picture(layer, head, cell, row * size, column * size, size, rest)
+        return self._picture(layer, head, cell, row * size, column * size, size, without)
 
     def thumbnails(
-        self, side: int, rest: bool = False
+        self, side: int, without: Keys = ()
     ) -> tuple[int, UInt8[np.ndarray, "layer head side side"]]:
         """Return every head in at most ``side`` cells a side, and the tokens of such a cell."""
         cell = self._fitting(side)
         found = [
-            [self._small(layer, head, cell, rest) for head in range(self.trace.n_heads)]
+            [self._small(layer, head, cell, without) for head in range(self.trace.n_heads)]
             for layer in range(self.trace.n_layers)
         ]
         return cell, np.array(found)
 
     def thumbnail(
-        self, layer: int, head: int, side: int, rest: bool = False
+        self, layer: int, head: int, side: int, without: Keys = ()
     ) -> tuple[int, UInt8[np.ndarray, "side side"]]:
         """Return one head likewise."""
         cell = self._fitting(side)
-        return cell, self._small(layer, head, cell, rest)
+        return cell, self._small(layer, head, cell, without)
 
     def _fitting(self, side: int) -> int:
         finest = 1 if self.trace.pooled_max is None else self.trace.cell
         return finest * -(-self.n_tokens // (side * finest))
 
     def _small(
-        self, layer: int, head: int, cell: int, rest: bool
+        self, layer: int, head: int, cell: int, without: Keys
     ) -> UInt8[np.ndarray, "side side"]:
         if self.finest(layer, head):
-            return self._picture(layer, head, cell, 0, 0, self.n_tokens, rest)
+            return self._picture(layer, head, cell, 0, 0, self.n_tokens, without)
         side = -(-self.n_tokens // cell)
         return np.zeros((side, side), np.uint8)
 
     def line(
-        self, layer: int, head: int, token: int, way: str, rest: bool = False
+        self, layer: int, head: int, token: int, way: str, without: Keys = ()
     ) -> tuple[int, Float[np.ndarray, " cell"]]:
         """Return what a token reads (``keys``) or who reads it (``queries``), exactly.
 
@@ -171,7 +188,7 @@ class MapTiles:
         at = token // cell
         here = slice(at, at + 1)
         rows, columns = (here, slice(None)) if way == "keys" else (slice(None), here)
-        return cell, self._weights(layer, head, rows, columns, rest).ravel().astype(np.float32)
+        return cell, self._weights(layer, head, rows, columns, without).ravel().astype(np.float32)
 
     def _whole(self, layer: int, head: int) -> np.ndarray | None:
         trace = self.trace
@@ -183,25 +200,31 @@ class MapTiles:
         return trace.attention[0, pairs.index((layer, head))] if (layer, head) in pairs else None
 
     def _weights(
-        self, layer: int, head: int, rows: slice, columns: slice, rest: bool
+        self, layer: int, head: int, rows: slice, columns: slice, without: Keys
     ) -> Float[np.ndarray, "row column"]:
-        """Return a part of the map in its finest cells, the sink's set to nothing on demand."""
+        """Return a part of the map in its finest cells, some keys set to nothing on demand."""
         whole = self._whole(layer, head)
         if whole is None:
             whole = np.nan_to_num(self.trace.pooled_max[layer, head])
         part = whole[rows, columns]
-        if rest:
-            part = part * self._rescale(layer, head)[rows, None]
-            first = columns.start or 0
-            part[:, : max(0, -(-self.n_sink // self.finest(layer, head)) - first)] = 0
+        if without:
+            part = part * self._rescale(layer, head, tuple(without))[rows, None]
+            gone = np.unique(np.array(without) // self.finest(layer, head)) - (columns.start or 0)
+            part[:, gone[(gone >= 0) & (gone < part.shape[1])]] = 0
         return part
 
-    def _rescale(self, layer: int, head: int) -> Float[np.ndarray, " row"]:
+    def _rescale(self, layer: int, head: int, without: Keys) -> Float[np.ndarray, " row"]:
         """Return the factor that brings what each query gives to the others up to one."""
-        if (layer, head) not in self._rest:
+        if self._rest_without != without:
+            self._rest, self._rest_without = {}, without
+        at = layer, head
+        if at not in self._rest:
             whole = self._whole(layer, head)
             if whole is not None:
-                left = whole[:, self.n_sink :].sum(-1, dtype=np.float64)
+                # Sums of what lies between: what is left of one minus a strong sink is inexact.
+                edges = [-1, *without, self.n_tokens]
+                between = [whole[:, a + 1 : b] for a, b in itertools.pairwise(edges)]
+                left = sum(part.sum(-1, dtype=np.float64) for part in between)
             else:
                 keys = [i for i, role in enumerate(ROLES) if role not in ("sink", "null")]
                 left = self.trace.mass[layer, head][:, keys].sum(-1, dtype=np.float64)
@@ -209,27 +232,37 @@ class MapTiles:
                 counts = np.diff([*starts, self.n_tokens])
                 left = np.add.reduceat(left, starts) / counts
             factor = np.divide(1, left, out=np.zeros_like(left), where=left > 1e-6)
-            self._rest[layer, head] = factor.astype(np.float32)
-        return self._rest[layer, head]
+            self._rest[at] = factor.astype(np.float32)
+        return self._rest[at]
 
     def _picture(
-        self, layer: int, head: int, cell: int, top: int, left: int, size: int, rest: bool
+        self, layer: int, head: int, cell: int, top: int, left: int, size: int, without: Keys
     ) -> UInt8[np.ndarray, "high wide"]:
         finest, n = self.finest(layer, head), self.n_tokens
         rows, columns = (
             slice(start // finest, -(-min(start + size, n) // finest)) for start in (top, left)
         )
-        cells = pooled(self._weights(layer, head, rows, columns, rest), cell // finest)
+        cells = pooled(self._weights(layer, head, rows, columns, without), cell // finest)
         picture = codes(cells)
-        gone = finest * -(-self.n_sink // finest) if rest else 0
-        picture[~self._seen(cells.shape, cell, top, left, gone)] = 0
+        gone = {key // finest for key in without}
+        picture[~self._seen(cells.shape, cell, top, left, gone, finest)] = 0
         return picture
 
     def _seen(
-        self, shape: tuple[int, int], cell: int, top: int, left: int, gone: int
+        self,
+        shape: tuple[int, int],
+        cell: int,
+        top: int,
+        left: int,
+        gone: Collection[int],
+        finest: int,
     ) -> Bool[np.ndarray, "high wide"]:
-        """Return in which cells some query sees some key beyond the first ``gone``."""
+        """Return in which cells some query sees some key that is not in a cell that is ``gone``."""
         last_query = np.minimum(top + cell * (1 + np.arange(shape[0])), self.n_tokens) - 1
         start = left + cell * np.arange(shape[1])
-        first_key = np.where(start + cell > gone, np.maximum(start, gone), self.n_tokens)
-        return first_key <= last_query[:, None]
+        # The first key from each on that is still there; beyond the text where there is none.
+        there = np.arange(self.n_tokens + 1)
+        for one in sorted(gone, reverse=True):
+            there[one * finest : (one + 1) * finest] = there[min((one + 1) * finest, self.n_tokens)]
+        first_key = there[start]
+        return (first_key < start + cell) & (first_key <= last_query[:, None])

@@ -23,3 +23,15 @@ def labels(tokens: Sequence[str]) -> bytes:
         [' Once', 'a↵b', '·']
     """
     return "\n".join(short(token, LONGEST) for token in tokens).encode("utf-8", "replace")
+
+
+def prose(token: str) -> str:
+    r"""Return a token for a text that flows: line breaks and tabs stay, the rest as in ``labels``.
+
+    Example:
+        >>> prose("a\nb\u202e\u200b"), prose("x" * 10_000) == "x" * 39 + "…"
+        ('a\nb··', True)
+    """
+    start = token[: LONGEST + 1]
+    shown = "".join(c if c.isprintable() or c in "\n\t" else "·" for c in start)
+    return shown if len(token) <= LONGEST else shown[: LONGEST - 1] + "…"

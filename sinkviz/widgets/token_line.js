@@ -4,8 +4,6 @@
 const MOST_TOKENS = 320; // in the page at a time, around the one in question
 const MOST_STRONGEST = 6;
 
-const percents = (value) => (value >= 0.0995 ? `${Math.round(100 * value)} %` : value >= 0.00095 ? `${(100 * value).toFixed(1)} %` : value > 0 ? "<0.1 %" : "0 %");
-
 function tokenLine(store, get, { hover, pin }) {
   const box = html("div", { class: "tokens", role: "listbox", "aria-label": "Tokens of the text" });
   const where = html("span", { class: "soft" });
@@ -17,6 +15,7 @@ function tokenLine(store, get, { hover, pin }) {
   let hot = 0; // the token in the order of tabs
   let refocus = false; // after a move by keyboard, which may bring other tokens in
   let shown = null; // the pinned token that was scrolled to
+  let drawn = []; // what the line was drawn from
 
   const indexOf = (event) => {
     const span = event.target.closest?.("[role=option]");
@@ -70,6 +69,10 @@ function tokenLine(store, get, { hover, pin }) {
       if (!tokens) return;
       const within = (at) => first >= 0 && at >= first && at < first + spans.length;
       const pinned = get("token");
+      const now = [token, line, way, palette.id, pinned, matches, Math.floor(from), String(get("sinks"))];
+      if (!refocus && now.every((one, i) => one === drawn[i])) return;
+      drawn = now;
+      const sinks = new Set(get("sinks"));
       const anchor = pinned ?? Math.floor(from);
       if (first < 0 || (n > MOST_TOKENS && !within(anchor))) {
         fill(Math.min(Math.max(0, anchor - (pinned === null ? 0 : MOST_TOKENS / 2)), Math.max(0, n - MOST_TOKENS)), tokens);
@@ -81,7 +84,7 @@ function tokenLine(store, get, { hover, pin }) {
         const outside = token !== null && (way === "keys" ? at > token : at < token);
         span.classList.toggle("outside", outside);
         span.classList.toggle("here", at === token);
-        span.classList.toggle("sink-token", at < get("n_sink"));
+        span.classList.toggle("sink-token", sinks.has(at));
         span.classList.toggle("match", matches.has(at));
         span.setAttribute("aria-selected", at === pinned);
         span.tabIndex = at === hot ? 0 : -1;
@@ -110,7 +113,7 @@ function tokenLine(store, get, { hover, pin }) {
         const jump = control("button", { type: "button" }, html("bdi", {}, text), html("span", { class: "soft" }, line.cell > 1 ? "" : ` ${count(at)}`));
         jump.addEventListener("click", () => pin(at));
         const bar = html("i", { style: `width: ${100 * Math.min(1, line.values[i])}%; background: ${palette.css(Math.max(0.2, line.values[i]))}` });
-        return html("li", {}, jump, html("span", { class: "gauge" }, bar), html("b", {}, percents(line.values[i])));
+        return html("li", {}, jump, html("span", { class: "gauge" }, bar), html("b", {}, percent(line.values[i])));
       }));
     },
   };
