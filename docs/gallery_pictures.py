@@ -324,9 +324,8 @@ SEEN = {
     "first token costs most.",
     "sink_birth": "The sink rate is zero for thousands of steps, then climbs to three quarters, "
     "while the loss falls slowly; the first token's share grows in every layer.",
-    "attention_costs": "Time and memory of attention that is written out rise with the square of "
-    "the length, those of fused and window attention in a line; perplexity by keys per query "
-    "falls quickly, and a window needs its sinks.",
+    "attention_costs": "Time and memory written out rise with the square of the length, others "
+    "less; a window needs sinks, and shared keys shrink the cache.",
     "limits": "Left, what a changed beginning still changes dies out after a few caches. Right, "
     "right answers fall to chance once the answer is further away than the cache.",
 }

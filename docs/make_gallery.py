@@ -102,7 +102,8 @@ def save(figure: Figure, path: Path) -> int:
     shot = io.BytesIO()
     figure.savefig(shot, format="png", dpi=DPI)
     image = Image.open(shot).convert("RGB")
-    few = image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    method = Image.Quantize.MAXCOVERAGE
+    few = image.quantize(COLOURS, method=method, kmeans=1, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
     return path.stat().st_size
 

@@ -23,6 +23,7 @@ SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION$", re.M 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 VIEW = "application/vnd.jupyter.widget-view+json"
 PNG = "image/png"
+COVERAGE = Image.Quantize.MAXCOVERAGE  # keeps the colours of small marks
 
 
 def student(notebook):
@@ -39,7 +40,8 @@ def student(notebook):
 def small(picture):
     """Return a PNG with a palette: the same to the eye, in a third of the bytes."""
     with Image.open(io.BytesIO(base64.b64decode(picture))) as image, io.BytesIO() as file:
-        image.convert("RGB").quantize(256).save(file, format="png", optimize=True)
+        few = image.convert("RGB").quantize(256, COVERAGE, kmeans=1, dither=Image.Dither.NONE)
+        few.save(file, format="png", optimize=True)
         return base64.b64encode(file.getvalue()).decode()
 
 

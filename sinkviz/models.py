@@ -347,7 +347,7 @@ def load(
             )
         if dtype is None:
             dtype = torch.float32 if place.type == "cpu" else "auto"
-        with _quiet(folder.is_dir()):
+        with quiet(folder.is_dir()):
             model, found = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
@@ -376,11 +376,11 @@ def load(
 
 
 @contextlib.contextmanager
-def _quiet(quiet: bool) -> Iterator[None]:
-    """Show no progress bar meanwhile: a file on disk is read in a moment."""
+def quiet(wanted: bool = True) -> Iterator[None]:
+    """Let transformers show no progress bar meanwhile: a file on disk is read in a moment."""
     shown = logging.is_progress_bar_enabled()
     try:
-        if quiet:
+        if wanted:
             logging.disable_progress_bar()
         yield
     finally:

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from sinkviz.classroom import ClassroomForCausalLM
 from sinkviz.corpus import draw_batch, held_out, prepare, tokenizer_of
 from sinkviz.metrics import received_attention, sink_rate
+from sinkviz.models import quiet
 from sinkviz.recipes import Recipe, recipe_of
 from sinkviz.records import write_whole
 
@@ -254,7 +255,8 @@ def _export(model: Any, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
     partial = folder / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        half.half().save_pretrained(partial)
+        with quiet():
+            half.half().save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         (partial / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
         shutil.copyfile(folder / "log.jsonl", partial / "growth.jsonl")

@@ -56,7 +56,7 @@ ROOMS = {
     "interventions": "attention families binding models forward",
     "recipes": "classroom",
     "corpus": "recipes records text",
-    "training": "metrics records classroom recipes corpus",
+    "training": "metrics records classroom models recipes corpus",
     "capturing": "memory metrics records families models",
     "lanes": "policies records rows binding caches ranked models forward",
     "streaming": "policies records rows models binding lanes sampling",

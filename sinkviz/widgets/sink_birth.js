@@ -115,7 +115,7 @@ function render({ model, el }) {
     plot.setAttribute("height", size);
     plot.setAttribute("viewBox", `0 0 ${width} ${size}`);
     plot.replaceChildren(...parts);
-    title.textContent = several ? one.name : `${one.name}: attention on the first token, per cent`;
+    title.textContent = several ? one.name : `${one.name}: late queries on the first token, per cent`;
     note.textContent = `step ${count(one.steps[snapshot])}${one.tokens[snapshot] ? `, ${short(one.tokens[snapshot])} tokens read` : ""}: sink rate ${percent(one.rate[snapshot])}, loss ${one.loss[snapshot].toFixed(2)}`;
   }
 

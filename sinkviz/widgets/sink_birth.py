@@ -226,7 +226,7 @@ class SinkBirth(TeachingWidget):
             if len(names) > 1:
                 said = f"{label}: {self.sink_rate(name):.0%}"
                 ax.set_title(said, loc="left", fontsize="small").set_parse_math(False)
-        above.suptitle(f"step {self.step:,}: attention on the first token (%)", fontsize="medium")
+        above.suptitle(f"step {self.step:,}: late queries on the first token", fontsize="medium")
         rows = [
             {"model": label, **one}
             for name, label in zip(names, labels, strict=True)
