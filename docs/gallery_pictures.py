@@ -326,6 +326,8 @@ SEEN = {
     "while the loss falls slowly; the first token's share grows in every layer.",
     "attention_costs": "Time and memory written out rise with the square of the length, others "
     "less; a window needs sinks, and shared keys shrink the cache.",
+    "retrained": "Three seeds of the standard softmax lose without sinks, three of off-by-one do "
+    "not; their losses fall alike.",
     "limits": "Left, what a changed beginning still changes dies out after a few caches. Right, "
     "right answers fall to chance once the answer is further away than the cache.",
 }

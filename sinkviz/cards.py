@@ -53,7 +53,7 @@ def write_card(
     length = lm.train_length
     runs, refused = _runs(lm, ids, length // 2, progress)
     parts = [
-        f"# {folder.name}",
+        f"# {lm.name}",
         f"A decoder of {sum(p.numel() for p in lm.model.parameters()) / 1e6:.1f} M parameters "
         f"with {_choices(lm)}. It is made to be looked at, not to be believed: its English "
         "is fluent at a glance and means nothing.",
@@ -65,7 +65,7 @@ def write_card(
         *refused,
         _claims(runs),
         "Repeat it with",
-        f"```\nsinkviz score {folder.name} --text {text} --tokens {len(ids)} "
+        f"```\nsinkviz score {lm.name} --text {text} --tokens {len(ids)} "
         f"--policies {','.join(_spelled(run.policy) for run in runs)}\n```",
         "## Its sinks",
         _sinks(lm, ids),

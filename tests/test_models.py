@@ -184,7 +184,7 @@ def test_training_resumes_where_it_stopped_and_repeats_itself(tmp_path, no_books
     card = write_card(tmp_path / "whole" / "model", n_tokens=300).read_text()
     assert "On 300 tokens of `stories`, with caches of 16 tokens" in card
     assert f"{score(lm, lm.encode(story_text(2400))[:300], Window(16)).perplexity:.3f}" in card
-    assert "`sinkviz train model` repeats it" in card
+    assert "`sinkviz train whole` repeats it" in card
 
 
 def test_a_card_needs_the_record_of_the_training(tmp_path):

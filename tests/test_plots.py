@@ -396,10 +396,12 @@ def test_sink_map_counts_and_frames_the_sinks():
     trace = dataclasses.replace(make_trace(2, 2, 3), received=received)
     ax = plots.plot_sink_map(trace)
     assert title_of(ax) == "sink rate 50 %: 2 of 4 heads above 0.3"
-    frame = {tuple(map(tuple, line)) for line in ax.collections[-1].get_segments()}
-    # Around the upper row, the two cells above 0.3, and nothing between them.
-    assert ((0.0, 0.0), (1.0, 0.0)) in frame and ((0.0, 1.0), (1.0, 1.0)) in frame
-    assert ((1.0, 0.0), (1.0, 1.0)) not in frame and len(frame) == 6
+    frames = ax.collections[-1].get_segments()
+    # One inside each of the two cells above 0.3, closed.
+    assert [tuple(frame.mean(0).astype(int)) for frame in frames] == [(0, 0), (1, 0)]
+    for frame, left in zip(frames, (0, 1), strict=True):
+        assert (frame[0] == frame[-1]).all() and np.ptp(frame, axis=0).min() > 0.9
+        assert left < frame[:, 0].min() and frame[:, 0].max() < left + 1
     assert "50 %" not in title_of(plots.plot_sink_map(trace, epsilon=0.05))
 
 
