@@ -310,6 +310,29 @@ def test_a_saved_notebook_stays_small(layers, heads, n):
     assert saved(AttentionExplorer(changed(trace, tokens=words))) < 100_000
 
 
+def test_a_text_of_32768_tokens_is_shown_from_its_statistics():
+    n, cell, rng = 32_768, 128, np.random.default_rng(0)
+    mass = rng.random((2, 3, n, len(ROLES))).astype(np.float32)
+    trace = changed(
+        pooled_trace(),
+        tokens=("word",) * n,
+        token_ids=np.zeros(n, np.int64),
+        received=rng.random((2, 3, n)).astype(np.float32),
+        mass=mass / mass.sum(-1, keepdims=True),
+        entropy=rng.random((2, 3, n)).astype(np.float32),
+        pooled_max=rng.random((2, 3, n // cell, n // cell)).astype(np.float32),
+        cell=cell,
+    )
+    explorer = AttentionExplorer(trace)
+    assert saved(explorer) < 100_000
+    explorer.token = n - 1
+    assert explorer.view == [0, 0, n]
+    tile = MapTiles(trace).tile(1, 2, cell, 0, 0)
+    seen = np.tril(np.ones_like(tile, bool))
+    near(tile, np.where(seen, codes(trace.pooled_max[1, 2])[: len(tile), : len(tile)], 0))
+    assert explorer.figure().axes
+
+
 def test_repr_picture_and_twin():
     for trace in (small(60), pooled_trace(50)):
         explorer = AttentionExplorer(trace)
