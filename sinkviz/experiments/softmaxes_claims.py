@@ -221,14 +221,14 @@ def _spread(table: pd.DataFrame) -> tuple[bool | None, str]:
 
 
 def _rates_rise(*endings: str) -> Callable[[pd.DataFrame], tuple[bool | None, str]]:
-    """Return a judge of whether the sink rate rises from each variant to the next."""
+    """Return a judge of whether the sink rate rises from each variant that was run to the next."""
 
     def judge(table: pd.DataFrame) -> tuple[bool | None, str]:
         rates = _of_variants(table, *endings)
-        if len(rates) < len(endings):
+        if len(rates) < 2:
             return _missing(table, *(STANDARD + end for end in endings))
         said = ", ".join(f"{end.strip('-')} {rate:.0%}" for end, rate in rates.items())
-        return bool((np.diff(list(rates.values())) > 0).all()), f"sink rate: {said}"
+        return bool((np.diff(list(rates.values())) > 0).all()), f"sink rate: {said}; one run each"
 
     return judge
 
@@ -242,15 +242,15 @@ VARIANT_CLAIMS = (
         _spread,
     ),
     Claim(
-        "More weight decay makes more sinks, up to a point (yes if the sink rate rises from 0 to "
-        "0.1 to 0.5)",
+        "More weight decay makes more sinks, up to a point (yes if the sink rate rises with every "
+        "step among 0, 0.1 and 0.5 that was run)",
         "sink rate 15.2 % without weight decay, 18.2 % with 0.1, 41.1 % with 0.5, 0.0 % with 5",
         "Gu et al. 2024, arXiv 2410.10781, table 3",
         _rates_rise("-decay-0", "", "-decay-0.5"),
     ),
     Claim(
-        "A larger learning rate makes more sinks (yes if the sink rate rises from a third to once "
-        "to twice)",
+        "A larger learning rate makes more sinks (yes if the sink rate rises with every step among "
+        "a third, once and twice that was run)",
         "with smaller learning rates sinks come later and are fewer",
         "Gu et al. 2024, arXiv 2410.10781, section 4",
         _rates_rise("-rate-third", "", "-rate-double"),
