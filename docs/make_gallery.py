@@ -21,13 +21,13 @@ import matplotlib.pyplot as plt
 import nbformat
 from gallery_pictures import CHAPTERS, SEEN, SETUP, WIDGETS, Picture
 from matplotlib.figure import Figure
-from PIL import Image
 
 from sinkviz.experiments import EXPERIMENTS, experiment
+from sinkviz.style import small_png
 
 DOCS = Path(__file__).parent
 FOLDER, VECTORS = Path("assets/figures/gallery"), Path("assets/figures/svg")
-COLOURS, DPI, SIZE = 256, 110, (6.4, 3.8)
+DPI, SIZE = 110, (6.4, 3.8)
 SHEETS = {"": "default", "-dark": "dark_background"}
 
 HEAD = """\
@@ -101,11 +101,7 @@ def save(figure: Figure, path: Path) -> int:
     """Write a figure as a small PNG and return its bytes."""
     shot = io.BytesIO()
     figure.savefig(shot, format="png", dpi=DPI)
-    image = Image.open(shot).convert("RGB")
-    method = Image.Quantize.MAXCOVERAGE
-    few = image.quantize(COLOURS, method=method, kmeans=1, dither=Image.Dither.NONE)
-    few.save(path, optimize=True)
-    return path.stat().st_size
+    return path.write_bytes(small_png(shot.getvalue()))
 
 
 def save_vectors(figure: Figure, path: Path) -> None:

@@ -7,7 +7,6 @@ fails where a student notebook is not what its source gives.
 import argparse
 import base64
 import copy
-import io
 import os
 import re
 import sys
@@ -16,14 +15,14 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from PIL import Image
+
+from sinkviz.style import small_png
 
 HERE = Path(__file__).resolve().parent
 SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION$", re.M | re.S)
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 VIEW = "application/vnd.jupyter.widget-view+json"
 PNG = "image/png"
-COVERAGE = Image.Quantize.MAXCOVERAGE  # keeps the colours of small marks
 
 
 def student(notebook):
@@ -38,11 +37,8 @@ def student(notebook):
 
 
 def small(picture):
-    """Return a PNG with a palette: the same to the eye, in a third of the bytes."""
-    with Image.open(io.BytesIO(base64.b64decode(picture))) as image, io.BytesIO() as file:
-        few = image.convert("RGB").quantize(256, COVERAGE, kmeans=1, dither=Image.Dither.NONE)
-        few.save(file, format="png", optimize=True)
-        return base64.b64encode(file.getvalue()).decode()
+    """Return a PNG in a notebook's spelling with a palette."""
+    return base64.b64encode(small_png(base64.b64decode(picture))).decode()
 
 
 def run(notebook, folder, strict):

@@ -1,11 +1,13 @@
 """Colours: readable on white, apart for every eye, never the only channel."""
 
+import io
 import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from PIL import Image
 
 from sinkviz import style
 from sinkviz.metrics import ROLES
@@ -150,3 +152,16 @@ def test_import_changes_no_setting():
     before = dict(plt.rcParams)
     importlib.reload(style)
     assert dict(plt.rcParams) == before
+
+
+def test_small_pictures_keep_the_colours_of_small_marks():
+    pixels = np.random.default_rng(0).integers(0, 40, (120, 120, 3), dtype=np.uint8)
+    pixels[60:62, 60:62] = 213, 94, 0
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="png")
+    small = style.small_png(file.getvalue())
+    with Image.open(io.BytesIO(small)) as image:
+        assert image.mode == "P" and image.size == (120, 120)
+        shown = np.asarray(image.convert("RGB")).astype(int)
+    assert len(small) < len(file.getvalue()) / 2
+    assert np.abs(shown - pixels).max() <= 12 and np.abs(shown[60, 60] - (213, 94, 0)).max() <= 2

@@ -16,15 +16,13 @@ import numpy as np
 import traitlets
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from PIL import Image
 
 from sinkviz.records import write_whole
-from sinkviz.style import COLOURS
+from sinkviz.style import COLOURS, small_png
 from sinkviz.widgets.page import page
 
 HERE = Path(__file__).parent
 PNG_DPI = 90
-PNG_COLOURS = 64
 PAGE_AT_MOST = 20  # megabytes of a page of its own, where nothing else is asked for
 
 
@@ -156,9 +154,7 @@ class Widget(anywidget.AnyWidget):
             # Boxes stand for what the font lacks; whoever shows a widget can do nothing about it.
             warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
             figure.savefig(file, format="png", dpi=PNG_DPI)
-        with Image.open(file) as image, io.BytesIO() as small:
-            image.convert("RGB").quantize(PNG_COLOURS).save(small, format="png", optimize=True)
-            return base64.b64encode(small.getvalue()).decode()
+        return base64.b64encode(small_png(file.getvalue())).decode()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         data, metadata = super()._repr_mimebundle_(**kwargs)
