@@ -264,7 +264,7 @@ def test_choices_equal_naive_decoding(exact, policy):
     assert asking.choose(exact, asked, policy).tolist() == best
     seen = [t in policy.keep(p + 1) for p, t in zip(asked.positions, asked.told, strict=True)]
     assert asked.seen(policy).tolist() == seen
-    with pytest.raises(ValueError, match="tova 8 keeps depends on attention"):
+    with pytest.raises(ValueError, match="tova:8 keeps depends on attention"):
         asked.seen(TOVA(8))
     counted = asking.answers(exact, asked, policy)
     right = [one == two for one, two in zip(best, asked.answers.tolist(), strict=True)]
