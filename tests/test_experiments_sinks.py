@@ -337,6 +337,9 @@ def test_variant_claims_compare_every_seed_and_every_step_of_a_ladder():
     cliffs = dict.fromkeys(off, 0.0) | {"softmax-standard-seed-2": -0.1}
     other = variant_table(cliffs, rising | {"softmax-standard-decay-0": 0.3})
     assert [claim.judge(other)[0] for claim in claims] == [False, False, True]
+    # What is within the spread of the seeds decides nothing.
+    chance = variant_table(dict.fromkeys(off, 0.0), rising | {"softmax-standard-seed-1": 0.6})
+    assert [claim.judge(chance)[0] for claim in claims] == [True, None, None]
     two = agree[agree["model"].isin(["softmax-standard", "softmax-standard-rate-third"])]
     assert [claim.judge(two)[0] for claim in claims] == [None, None, True]
     alone = agree[agree["model"] == "softmax-standard"]
