@@ -37,7 +37,6 @@ from sinkviz.policies import Dense, Policy, SinkWindow, Window, parse_policy
 from sinkviz.ranked import RankedCache
 from sinkviz.trial import family_of
 
-ContextManager = contextlib.AbstractContextManager
 Text = str | Sequence[int] | Tensor
 FEW_PARAMETERS = 30_000_000
 
@@ -257,7 +256,9 @@ _CHANGES: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
-def changed(model: nn.Module, says: str, change: ContextManager) -> Iterator[None]:
+def changed(
+    model: nn.Module, says: str, change: contextlib.AbstractContextManager
+) -> Iterator[None]:
     """Let a change of a model last for a block, and records made meanwhile say so.
 
     Args:

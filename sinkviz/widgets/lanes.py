@@ -61,7 +61,7 @@ class LaneRecord:
     def __init__(
         self, policy: Policy, prompt: Sequence[int], spell: Spell, about: dict[str, Any]
     ) -> None:
-        self.policy, self.start, self._spell, self._about = policy, len(prompt), spell, about
+        self.policy, self.start, self._spell, self.about = policy, len(prompt), spell, about
         # Per token of the text: id, nll, and the step at which it left the cache.
         self.ids, self.nll, self.gone = array("q"), array("f"), array("i")
         # Per step.
@@ -201,8 +201,8 @@ class LaneRecord:
     def run(self) -> StreamRun:
         """Return the whole history as a record; tokens of the prompt have no nll."""
         ids = np.array(self.ids, dtype=np.int64)
-        more = {name: value for name, value in self._about.items() if name != "model"}
-        model = str(self._about.get("model", "?"))
+        more = {name: value for name, value in self.about.items() if name != "model"}
+        model = str(self.about.get("model", "?"))
         return StreamRun(
             policy=self.policy,
             token_ids=ids,

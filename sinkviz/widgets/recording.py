@@ -133,7 +133,7 @@ class Recording:
         for one, texts in zip(self.histories, self.spelled, strict=True):
             told = iter(texts)
             spell = lambda _, told=told: next(told)  # noqa: E731
-            lanes.append(LaneRecord(one.policy, one.ids[: one.start], spell, one._about))
+            lanes.append(LaneRecord(one.policy, one.ids[: one.start], spell, one.about))
         steps = zip(
             *(one.steps(texts) for one, texts in zip(self.histories, self.spelled, strict=True)),
             strict=True,
@@ -169,7 +169,7 @@ class Recording:
             "lanes": [
                 {
                     "policy": str(one.policy),
-                    "about": one._about,
+                    "about": one.about,
                     "tokens": list(texts),
                     **{
                         column: [_written(value) for value in getattr(one, series)]
