@@ -7,7 +7,10 @@ import torch
 from zoo import ZOO, zoo_float32
 
 from sinkviz.caches import SinkCache
-from sinkviz.capturing import capture
+from sinkviz.capturing import capture, fused
+from sinkviz.capturing.reducing import reduce_products
+from sinkviz.capturing.sights import Sight
+from sinkviz.capturing.statistics import LayerStatistics, Plan
 from sinkviz.lanes import Lane
 from sinkviz.policies import H2O, Dense, Recompute, SinkWindow, Window
 from sinkviz.scoring import score
@@ -97,3 +100,43 @@ def test_half_precision_streams_stay_close():
     expected = score(lm, IDS, SinkWindow(4, 8)).mean_nll()
     lm.model.to("cuda", torch.bfloat16)
     assert score(lm, IDS, SinkWindow(4, 8)).mean_nll() == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["causal", "window", "masked", "null", "capped", "part"])
+@pytest.mark.parametrize("shared", [1, 4])
+def test_flex_attention_sums_as_blocks_do(shared, kind):
+    """Both in single precision, from the same narrow queries and keys; a warning is an error."""
+    n, heads, first, device = 1300, 8, 300 if kind == "part" else 0, torch.device("cuda")
+    torch.manual_seed(0)
+    query = torch.randn(heads, n - first, 64, device=device, dtype=torch.bfloat16)
+    key = torch.randn(heads // shared, n, 64, device=device, dtype=torch.bfloat16)
+    mask = torch.ones(1, n, n, device=device, dtype=torch.bool).tril().triu(-700)
+    sight = Sight(
+        first, n, mask if kind == "masked" else None, 200 if kind == "window" else None, device
+    )
+    softcap = 5.0 if kind == "capped" else None
+    null = torch.randn(heads, device=device) if kind == "null" else None
+    found = []
+    for reduce in (fused.reduce_fused, reduce_products):
+        one = LayerStatistics(
+            Plan(n, ("received", "mass", "entropy")), heads, device, torch.float32
+        )
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            reduce(one, query, key, sight, 0.125, softcap, null)
+        found.append(one.result())
+    for name, expected in found[1].items():
+        torch.testing.assert_close(found[0][name], expected, atol=1e-4, rtol=0)
+
+
+def test_long_captures_take_that_path_and_little_memory(monkeypatch):
+    lm = zoo_float32("llama")
+    lm.model.to("cuda", torch.bfloat16)
+    ids, asked = torch.arange(fused.LEAST_QUERIES) % 61, ("received", "mass", "entropy")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = capture(lm, ids, keep="statistics", statistics=asked)
+    assert torch.cuda.max_memory_allocated() - before < len(ids) ** 2  # a byte for each pair
+    monkeypatch.setattr(fused, "DEVICES", set())
+    expected = capture(lm, ids, keep="statistics", statistics=asked)
+    for name in asked:
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-3)

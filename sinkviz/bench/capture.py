@@ -29,12 +29,13 @@ from sinkviz.bench.measure import (
     steps,
 )
 from sinkviz.capturing import capture
-from sinkviz.models import LM, untouched
+from sinkviz.models import LM, pick_device, untouched
 from sinkviz.policies import SinkWindow
 from sinkviz.records import Trace
 from sinkviz.streaming import stream
 
 LENGTHS = (1024, 2048, 4096, 8192)
+LENGTHS_ON_CUDA = (*LENGTHS, 16384, 32768)
 CACHES = (256, 1024)
 SHAPE = Shape("random Llama", 768, 12, 12, 2048)
 LEAN = ("received", "mass")
@@ -49,21 +50,26 @@ print(json.dumps(peak_of(family, length, name, Shape(*shape))))
 
 
 def model_of(family: str, shape: Shape = SHAPE) -> LM:
-    """Return a random model of 12 layers x 12 heads, d = 768: ``llama`` or ``gpt2``."""
+    """Return a random model of 12 layers x 12 heads, d = 768: ``llama`` or ``gpt2``.
+
+    In bfloat16 on a CUDA device, where there is one.
+    """
+    device = pick_device()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if family == "llama":
-        return random_lm(shape)
+        return random_lm(shape, device.type, dtype)
     config = GPT2Config(
         vocab_size=shape.vocabulary,
         n_embd=shape.hidden,
         n_layer=shape.layers,
         n_head=shape.heads,
-        n_positions=8192,
+        n_positions=LENGTHS_ON_CUDA[-1],
         bos_token_id=0,
         eos_token_id=None,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), device:
         torch.manual_seed(0)
-        model = GPT2LMHeadModel(config)
+        model = GPT2LMHeadModel._from_config(config, dtype=dtype)
     return LM(model.eval(), None, "random GPT-2")
 
 
@@ -84,7 +90,7 @@ def calls_of(lm: LM, length: int) -> dict[str, Callable[[], Any]]:
 def bench_capture(
     *,
     tokens: int | None = None,
-    lengths: Sequence[int] = LENGTHS,
+    lengths: Sequence[int] | None = None,
     families: Sequence[str] = ("llama", "gpt2"),
     shape: Shape = SHAPE,
     repeat: int = 3,
@@ -95,13 +101,18 @@ def bench_capture(
 
     ``mass`` is received attention and mass by role, ``all`` every statistic; short texts have also
     whole ``maps``, and the same from transformers. ``ratio`` is of times. ``peak_mb`` is what a
-    process of its own takes at most beyond the loaded model, and ``kept_mb`` what is returned.
+    process of its own takes at most beyond the loaded model, or what is taken of a CUDA device,
+    and ``kept_mb`` what is returned.
     Then ``step``, a token of a stream whose cache is full, alone and captured. ``tokens`` is one
     length instead of several.
     """
+    if tokens is not None:
+        lengths = (tokens,)
+    elif lengths is None:
+        lengths = LENGTHS_ON_CUDA if pick_device().type == "cuda" else LENGTHS
     for family in families:
         lm = model_of(family, shape)
-        for length in lengths if tokens is None else (tokens,):
+        for length in lengths:
             calls = calls_of(lm, length)
             times = alternate(repeat, **{name: steps(call) for name, call in calls.items()})
             for name, call in calls.items():
@@ -113,7 +124,9 @@ def bench_capture(
                     "ratio": ratio(times[name], times["forward"]),
                     "kept_mb": kept_bytes(call()) / 1e6,
                 }
-                if memory:
+                if memory and lm.device.type == "cuda":
+                    row["peak_mb"] = _most_allocated(call) / 1e6
+                elif memory:
                     row["peak_mb"] = _peak(family, length, name, shape)
                 yield row
     lm = model_of("llama", shape)
@@ -143,7 +156,7 @@ def _steps_of_a_stream(lm: LM, size: int, repeat: int, n_steps: int = 8) -> Iter
 
 
 def _ids(lm: LM, length: int) -> Tensor:
-    return torch.arange(length) * 7 % lm.model.config.vocab_size
+    return torch.arange(length, device=lm.device) * 7 % lm.model.config.vocab_size
 
 
 def kept_bytes(result: Any) -> int:
@@ -163,6 +176,14 @@ def peak_of(family: str, length: int, name: str, shape: Shape = SHAPE) -> int | 
     calls_of(lm, length)[name]()
     after = peak_bytes()
     return None if after is None else after - before
+
+
+def _most_allocated(call: Callable[[], Any]) -> int:
+    """Return how many bytes of a CUDA device a call takes at most, beyond those that are taken."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _peak(family: str, length: int, name: str, shape: Shape = SHAPE) -> float | None:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sinkviz.capturing.fused import reduce_fused, serves
 from sinkviz.capturing.reducing import reduce_products, reduce_weights
 from sinkviz.capturing.sights import Sight
 from sinkviz.capturing.statistics import LayerStatistics, Plan
@@ -79,7 +80,8 @@ class Gathered:
         scaling = more.get("scaling") or query.shape[-1] ** -0.5
         found = self._statistics(layer, own)
         keys = key[self.row, :, :stop]
-        reduce_products(found, own, keys, sight, scaling, more.get("softcap"), more.get("s_aux"))
+        reduce = reduce_fused if serves(found, own, sight) else reduce_products
+        reduce(found, own, keys, sight, scaling, more.get("softcap"), more.get("s_aux"))
         self.note(layer, "key_norm", key[:, :, first:])
         self.note(layer, "value_norm", value[:, :, first:])
         self.done(n_new)

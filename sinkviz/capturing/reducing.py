@@ -15,8 +15,8 @@ from torch import Tensor
 from sinkviz.capturing.sights import HIDDEN, MOST_ROWS, Sight
 from sinkviz.capturing.statistics import LayerStatistics
 
-# Numbers in a block of weights: 2 MB in a processor's cache; enough to fill a GPU.
-AT_ONCE = {"cpu": 2**19}
+# Numbers in a block of weights: 4 MB, near a processor's caches; enough to fill a GPU.
+AT_ONCE = {"cpu": 2**20}
 AT_ONCE_ELSEWHERE = 2**25
 LEAST_ROWS = 32
 # The exponential of less takes many times as long, and is nothing beside the largest, which is one.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 # Lower than any score, and finite.
 HIDDEN = -1e30
-MOST_ROWS = 256
+MOST_ROWS = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +109,11 @@ class Sight:
 
     def viewers(self) -> Int[Tensor, " key"]:
         """Return how many queries of the pass see each key."""
-        if self._visible is not None:
+        if self.mask is not None:
             return self._visible.sum(0)
-        n_queries = self.n_keys - self.first
-        return torch.arange(self.n_keys, 0, -1, device=self.device).clamp(max=n_queries)
+        key = torch.arange(self.n_keys, device=self.device)
+        stop = (key + (self.window or self.n_keys)).clamp(max=self.n_keys)
+        return (stop - key.clamp(min=self.first)).clamp(min=0)
 
     def per_cell(self, cell: int) -> Int[Tensor, "query cell"]:
         """Return how many keys of each cell of the text each query sees."""

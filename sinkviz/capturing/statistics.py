@@ -206,6 +206,20 @@ class LayerStatistics:
                 at = head - heads.start
                 whole[rows, keys] = weights[at] * share[at, :, None]
 
+    def put(self, first: int, sums: dict[str, Float[Tensor, "head _"]]) -> None:
+        """Add what is already summed over a whole pass; of it, what is asked for.
+
+        Args:
+            first: text position of the pass's first query.
+            sums: by name: ``received`` of each key of the text so far, the rest of each query.
+        """
+        for name in self.sums.keys() & sums.keys():
+            one = sums[name]
+            if name == "received":
+                self.sums[name][:, : one.shape[1]] += one
+            else:
+                self.sums[name][:, first : first + one.shape[1]] = one
+
     def _columns(self, heads: slice) -> Float[Tensor, "head key"]:
         """Return where the sums over rows of some blocks of these heads are added up.
 
