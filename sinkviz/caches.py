@@ -17,7 +17,12 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from sinkviz.binding import BoundCache, additive, bind, uninterrupted
-from sinkviz.families import check_sliding_window, layer_kinds, position_limit
+from sinkviz.families import (
+    check_movable_keys,
+    check_sliding_window,
+    layer_kinds,
+    position_limit,
+)
 from sinkviz.ring_layers import RingLayer
 from sinkviz.rings import Clock, Ring
 from sinkviz.trial import family_of
@@ -74,11 +79,7 @@ class SinkCache(BoundCache):
         if positions not in ("cache", "text"):
             raise ValueError(f"positions must be 'cache' or 'text', got {positions!r}")
         family = family_of(model)
-        if family.positions == "absolute":
-            raise ValueError(
-                f"{family.name} adds absolute positions to its tokens: keys cannot move within a "
-                "cache, so neither Window nor SinkWindow is defined; use Dense or Recompute"
-            )
+        check_movable_keys(model, family)
         check_sliding_window(model, n_sink + n_recent, "a cache")
         self.family, self.n_sink, self.n_recent, self.positions = (
             family, n_sink, n_recent, positions,
@@ -405,6 +406,10 @@ class SinkCache(BoundCache):
                 layer.restore(*held)
         self.clock.padding = tensors.get("padding")
         self.clock.seen, self.clock.base = clock["seen"], clock["base"]
+
+    def anew(self, model: nn.Module) -> SinkCache:
+        """Return an empty cache of the same sizes."""
+        return SinkCache(model, self.n_sink, self.n_recent, positions=self.positions)
 
     def reset(self) -> None:
         """Forget everything; keep the memory."""

@@ -7,6 +7,7 @@ nothing about caches or policies.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -168,6 +169,32 @@ def position_limit(model: nn.Module, family: Family) -> int | None:
     if parameters.get("rope_type") in ("dynamic", "longrope"):
         return parameters.get("original_max_position_embeddings", config.max_position_embeddings)
     return None
+
+
+def check_movable_keys(model: nn.Module, family: Family) -> None:
+    """Raise ValueError where a model's keys or masks hold absolute positions, and so cannot move.
+
+    Args:
+        model: named in the message as it was loaded, or by its family where it was made here.
+        family: of the model.
+    """
+    text_config = model.config.get_text_config()
+    if "chunked_attention" in (getattr(text_config, "layer_types", None) or ()):
+        raise ValueError(
+            f"some layers of {family.name} attend within chunks of "
+            f"{text_config.attention_chunk_size} tokens that begin at fixed places of the text: no "
+            "cache that moves keys can follow; use Dense or Recompute"
+        )
+    if family.positions != "absolute":
+        return
+    config = model.config
+    name = Path(config.name_or_path).name or family.name
+    kind = getattr(config, "position", "learned")  # the classroom's may be sinusoidal instead
+    raise ValueError(
+        f"{name} has {kind} positions, which are part of every token's key: no key can move within "
+        "a cache, so neither Window nor SinkWindow nor any other eviction is defined; use Dense or "
+        "Recompute"
+    )
 
 
 def check_sliding_window(model: nn.Module, n_tokens: int, what: str) -> None:

@@ -16,7 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sinkviz.binding import BoundCache, bind, uninterrupted
-from sinkviz.families import check_sliding_window, layer_kinds, position_limit
+from sinkviz.families import (
+    check_movable_keys,
+    check_sliding_window,
+    layer_kinds,
+    position_limit,
+)
 from sinkviz.policies import Policy, check_registered
 from sinkviz.positions import rotation_by
 from sinkviz.ranks import HELD, Pass, RankedLayer
@@ -56,11 +61,7 @@ class RankedCache(BoundCache):
                 f"as {policy} does; of our caches only SinkCache does that"
             )
         family, size = family_of(model), policy.cache_size
-        if family.positions == "absolute":
-            raise ValueError(
-                f"{family.name} adds absolute positions to its tokens: keys cannot move within a "
-                "cache, so only Dense and Recompute are defined"
-            )
+        check_movable_keys(model, family)
         check_sliding_window(model, size, "a cache")
         kinds, limit = layer_kinds(model, family), position_limit(model, family)
         if any(kind.window is not None for kind in kinds):
@@ -255,6 +256,10 @@ class RankedCache(BoundCache):
             )
         if not self.policy.by_attention and self.seen:
             self._kept = self.policy.keep(self.seen)
+
+    def anew(self, model: nn.Module) -> RankedCache:
+        """Return an empty cache of the same policy."""
+        return RankedCache(model, self.policy)
 
     def reset(self) -> None:
         """Forget everything."""

@@ -35,7 +35,7 @@ assert set(STACK) == set(ROLES)
 
 ATTENTION_SCALE = "square-root scale"
 ATTENTION_TICKS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-BIAS_SCALE = "logarithmic scale"
+LOG_SCALE = "log scale"
 
 
 def luminance(colour: Any) -> float:

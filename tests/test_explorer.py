@@ -275,7 +275,7 @@ def test_the_sink_may_be_anywhere():
     moved = AttentionExplorer(trace, sink_at=9)
     strongest = np.unravel_index(trace.received[..., 9].argmax(), (2, 3))
     assert (moved.layer, moved.head) == strongest
-    moved.sink = False
+    moved.show_sinks = False
     figure = moved.figure()
     cells = figure.axes[1].images[0].get_array()
     weights = left_over(trace.attention[moved.layer, moved.head].astype(float), [9])
@@ -341,7 +341,7 @@ def test_repr_picture_and_twin():
         data, _ = explorer._repr_mimebundle_()
         assert data["text/plain"] == repr(explorer) and len(data["image/png"]) > 10_000
         assert plt.get_fignums() == []
-        for explorer.sink in (True, False):
+        for explorer.show_sinks in (True, False):
             figure = explorer.figure()
             figure.canvas.draw()
             assert f"layer {explorer.layer}, head {explorer.head}" in figure.axes[1].get_title(
@@ -544,7 +544,7 @@ def test_explorer_by_mouse(open_page):
     sharp(page, "0.1")
     page.wait_for_timeout(300)
     without = picture(page)
-    assert without != before and heard(page, "explorer.sink", "False") == "False"
+    assert without != before and heard(page, "explorer.show_sinks", "False") == "False"
     first.get_by_role("slider").fill("1")
     page.wait_for_timeout(200)
     assert picture(page) != without and heard(page, "float(explorer.gamma)", "1.0") == "1.0"

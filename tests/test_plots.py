@@ -150,6 +150,12 @@ def test_draws_in_the_given_axes_alone_on_any_paper(name, sheet, size):
 
 
 @pytest.mark.parametrize("name", DRAWN)
+def test_an_axis_of_values_says_when_it_is_logarithmic(name):
+    axis = DRAWN[name](None).yaxis
+    assert (axis.get_scale() != "linear") == ("log scale" in axis.get_label_text())
+
+
+@pytest.mark.parametrize("name", DRAWN)
 def test_without_axes_makes_a_figure_that_lays_itself_out(name):
     ax = DRAWN[name](None)
     assert isinstance(ax.figure, Figure)
@@ -536,6 +542,7 @@ def test_nll_labels_give_policy_and_perplexity():
     assert [line.get_label() for line in ax.lines[:4]] == names
     for name, run in zip(names, runs, strict=True):
         assert f"{name}: {run.perplexity:.1f}" in texts_of(ax)
+    assert "perplexity, whole text" in texts_of(ax)
     figure, ax = plt.subplots(figsize=(3.35, 2.5))
     plots.plot_nll(runs, ax=ax)
     assert f"2+6: {runs[2].perplexity:.1f}" in texts_of(ax)

@@ -366,7 +366,7 @@ def test_float32_generate_and_bytes():
         ("llama", Dense(), "Dense has no cache of a fixed size"),
         ("llama", Recompute(8), "recompute 8 has no cache"),
         ("llama", SinkWindow(2, 4, "text"), "within the cache, not in the text as 2\\+4@text does"),
-        ("gpt2", EverySecond(), "gpt2 adds absolute positions"),
+        ("gpt2", EverySecond(), "gpt2 has learned positions"),
         ("gemma2", EverySecond(), "some layers of gemma2 slide by their own design"),
         ("gptj", Halving(300), "gptj tells 256 positions apart, halving:300 needs 300"),
     ],

@@ -183,7 +183,7 @@ def by_hand(logits, sink_logit, gate) -> dict[str, list[float]]:
         [w / total for w in weights],
         [w / (total + 1) for w in weights],
         [w / (total + math.exp(sink_logit)) for w in weights],
-        [w / total / (1 + math.exp(-gate)) for w in weights],
+        [gate * w / total for w in weights],
     ]
     return dict(zip(VARIANTS, rows, strict=True))
 
@@ -216,7 +216,9 @@ def test_without_a_good_key_only_standard_softmax_must_choose():
         ({"logits": [0.0, 9.0]}, "logits must be in -8..8, got 9"),
         ({"logits": [0.0, math.nan]}, "logits must be in -8..8, got nan"),
         ({"sink_logit": -8.5}, "sink_logit must be in -8..8, got -8.5"),
-        ({"gate": math.inf}, "gate must be in -8..8, got inf"),
+        ({"gate": 1.5}, "gate must be in 0..1, got 1.5"),
+        ({"gate": -3.0}, "gate must be in 0..1, got -3"),
+        ({"gate": math.nan}, "gate must be in 0..1, got nan"),
     ],
 )
 def test_bench_says_what_is_out_of_range(change, said):
@@ -231,8 +233,8 @@ def test_bench_says_what_is_out_of_range(change, said):
 def test_bench_knows_its_presets_and_has_a_twin():
     with pytest.raises(ValueError, match="known are one good key, no good key"):
         SoftmaxBench().preset("x")
-    bench = SoftmaxBench([1.0, -1.0], sink_logit=0.5, gate=1.0)
-    assert repr(bench) == "SoftmaxBench([1, -1], sink_logit=0.5, gate=1)"
+    bench = SoftmaxBench([1.0, -1.0], sink_logit=0.5, gate=0.25)
+    assert repr(bench) == "SoftmaxBench([1, -1], sink_logit=0.5, gate=0.25)"
     above, below = bench.figure().axes
     assert [bar.get_height() for bar in above.patches] == [1.0, -1.0]
     widths = [bar.get_width() for bar in below.patches]
@@ -315,7 +317,12 @@ def test_fan_says_what_is_wrong(trace):
         with pytest.raises(ValueError, match=f"{name} must be in 0"):
             fan.set_trait(name, value)
     assert repr(fan) == "AlibiFan(4 heads, tiny: 24 tokens)"
-    assert len(fan.figure().axes) == 3
+    _, before, after = fan.figure().axes
+    (bar,) = after.child_axes
+    assert bar.get_ylabel().replace("\n", " ") == "attention (share, square-root scale)"
+    for ax, weights in zip((before, after), fan.maps, strict=True):
+        assert [one.get_text() for one in ax.texts] == [f"first token {weights[1:, 0].mean():.0%}"]
+    assert not before.child_axes and before.images[0].get_clim() == after.images[0].get_clim()
 
 
 # SinkBirth --------------------------------------------------------------------------------------
@@ -583,7 +590,7 @@ def test_page_of_the_player_holds_what_the_policy_keeps(open_file, policy):
 
 @pytest.mark.browser
 def test_page_of_the_bench_computes_as_null_softmax_does(open_file):
-    bench = SoftmaxBench([3.0, -2.0, 0.5, 8.0, -8.0], sink_logit=1.5, gate=-0.7)
+    bench = SoftmaxBench([3.0, -2.0, 0.5, 8.0, -8.0], sink_logit=1.5, gate=0.35)
     page = open_file(bench)
     hold_bench(page, bench)
     for name in PRESETS:
@@ -603,8 +610,11 @@ def test_page_of_the_bench_computes_as_null_softmax_does(open_file):
     gate = page.get_by_role("slider", name="Gate")
     gate.focus()
     press(page, "End")
-    page.wait_for_selector('[data-drawn$=" 8"]')
-    bench.gate = 8.0
+    page.wait_for_selector('[data-drawn$=" 1"]')
+    press(page, "ArrowLeft")
+    page.wait_for_selector('[data-drawn$=" 0.99"]')
+    assert gate.get_attribute("aria-valuetext") == "0.99"
+    bench.gate = 0.99
     hold_bench(page, bench)
 
 
@@ -813,7 +823,7 @@ def test_all_in_jupyterlab_by_mouse_and_by_keyboard(open_page):  # noqa: F811
     bench.get_by_role("button", name="no good key").focus()
     press(page, "Enter")
     bench.get_by_role("button", name="no good key", pressed=True).wait_for()
-    heard(page, "print(bench.logits[0], bench.gate)", "-4.0 -3.0")
+    heard(page, "print(bench.logits[0], bench.gate)", "-4.0 0.05")
     # The fan.
     fan = widget_of(page, "ALiBi fan")
     fan.get_by_role("slider", name="Distance").focus()
@@ -866,7 +876,7 @@ def test_all_in_jupyterlab_by_mouse_and_by_keyboard(open_page):  # noqa: F811
     page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     page.run_all()
     page.wait_for_function("document.querySelectorAll('.sinkviz[data-drawn]').length === 7")
-    at(page, "Softmax bench", "0 -1 4 -0.5 0.5 -1 1 2")
+    at(page, "Softmax bench", "0 -1 4 -0.5 0.5 -1 1 0.9")
     widget_of(page, "Softmax bench").get_by_role("button", name="all alike").click()
-    at(page, "Softmax bench", "0 0 0 0 0 0 0 0")
-    heard(page, "print(bench.gate)", "0.0")
+    at(page, "Softmax bench", "0 0 0 0 0 0 0 0.5")
+    heard(page, "print(bench.gate)", "0.5")

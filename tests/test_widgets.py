@@ -116,7 +116,7 @@ def test_slider_of_a_short_text_counts_all_of_it(lm):
 
 def test_slider_refuses_a_model_without_windows():
     lm = tiny_classroom(torch.float32, position="learned")
-    with pytest.raises(ValueError, match="absolute positions"):
+    with pytest.raises(ValueError, match="sinkviz_classroom has learned positions.*use Dense"):
         SinkSlider(lm, text())
 
 

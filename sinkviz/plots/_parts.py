@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from sinkviz.style import role_style
+from sinkviz.style import LOG_SCALE, role_style
 
 MOST_TOKEN_TICKS = 40
 PAPER_COLUMN = 3.3  # inches, of two columns on a page
@@ -230,6 +230,28 @@ def number(value: float) -> str:
     if value < 10:
         return f"{value:.2f}"
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}" if value < 1e5 else f"{value:.1e}"
+
+
+def label_values(axis: Axis, label: str) -> None:
+    """Name an axis of values, and say so where its scale is logarithmic.
+
+    Axes of lengths, positions and steps need no word for it: their ticks are powers.
+
+    Args:
+        axis: the x or y axis, with the scale that it keeps.
+        label: what the values are; a unit stands in brackets at the end.
+
+    Example:
+        >>> ax = Figure().subplots()
+        >>> ax.set_yscale("log")
+        >>> label_values(ax.yaxis, "time (ms)")
+        >>> ax.get_ylabel()
+        'time (ms, log scale)'
+    """
+    if axis.get_scale() != "linear":  # symlog too: all but its foot is logarithmic
+        opened = f"{label[:-1]}, " if label.endswith(")") else f"{label} ("
+        label = f"{opened}{LOG_SCALE})"
+    axis.set_label_text(label)
 
 
 def log_positions(ax: Axes, first: int, last: int) -> None:

@@ -19,6 +19,7 @@ from sinkviz.plots._parts import (
     colour_bar,
     count_ticks,
     draw_cells,
+    label_values,
     map_grid_labels,
     panels,
     points,
@@ -26,7 +27,7 @@ from sinkviz.plots._parts import (
     title,
 )
 from sinkviz.positions import alibi_bias, alibi_slopes
-from sinkviz.style import BIAS_SCALE, COLOURS, bias_map, bias_norm, line_scale
+from sinkviz.style import COLOURS, LOG_SCALE, bias_map, bias_norm, line_scale
 
 MOST_LABELS = 8
 
@@ -123,7 +124,8 @@ def plot_alibi_slopes(n_heads: int = 8, *, ax: Axes | None = None) -> Axes:
             ax.vlines(head, low, slopes[part], color=COLOURS["recent"], linewidth=1.6 * scale)
     ax.set_yscale("log", base=2)
     ax.set(xlim=(-0.6, n_heads - 0.4), ylim=(low, high))
-    ax.set(xlabel="head", ylabel="slope (nats per token)")
+    ax.set_xlabel("head")
+    label_values(ax.yaxis, "slope (nats per token)")
     count_ticks(ax.xaxis, n_heads)
     ax.yaxis.set_major_formatter(lambda slope, _: _slope(slope).removesuffix("/1"))
     ax.spines[["top", "right"]].set_visible(False)
@@ -230,7 +232,7 @@ def grid_alibi(n_heads: int = 8, length: int = 32, *, width: float | None = None
         title(ax, f"head {head}: {_slope(float(slopes[head]))}")
         ax.set(xticks=[0, length - 1], yticks=[0, length - 1])
     heading = "ALiBi: slope of each head"
-    bar = map_grid_labels(figure, heading, image, f"bias (nats, {BIAS_SCALE})")
+    bar = map_grid_labels(figure, heading, image, f"bias (nats, {LOG_SCALE})")
     steps = linear * 4.0 ** np.arange(np.floor(np.log2(largest / linear) / 2) + 1)
     bar_ticks(bar, [0.0, *-steps, -largest])
     # The map is centred on 0, and no bias is positive: show the half that occurs.

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sinkviz.plots._labels import label_ends
-from sinkviz.plots._parts import axes_or_new, log_positions, number, title
+from sinkviz.plots._parts import axes_or_new, label_values, log_positions, number, title
 from sinkviz.plots.lengths import tick
 from sinkviz.style import (
     COLOURS,
@@ -131,7 +131,7 @@ def plot_costs(
     ax.set_xlabel(SIZES.get(against, f"{against} (tokens)"))
     plain = quantity.replace("_", " ")
     heading, label = QUANTITIES.get(quantity, (plain, plain))
-    ax.set_ylabel(label)
+    label_values(ax.yaxis, label)
     ax.spines[["top", "right"]].set_visible(False)
     above = label_ends(ax, ends)
     title(ax, heading, above)

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sinkviz.metrics import ROLES
 from sinkviz.plots._labels import label_ends
-from sinkviz.plots._parts import axes_or_new, count_ticks, plain, points, title
+from sinkviz.plots._parts import axes_or_new, count_ticks, label_values, plain, points, title
 from sinkviz.plots._stack import draw_stack
 from sinkviz.plots.moved import signed
 from sinkviz.style import COLOURS, DASHED, ink, line_scale
@@ -80,7 +80,8 @@ def plot_first_and_rest(table: pd.DataFrame, quantity: str, *, ax: Axes | None =
     else:
         ax.set_ylim(0, 1.1 * high)
     ax.set_xlim(-0.15, len(layers) - 0.85)
-    ax.set(xlabel="layer", ylabel=quantity)
+    ax.set_xlabel("layer")
+    label_values(ax.yaxis, quantity)
     count_ticks(ax.xaxis, len(layers))
     ax.spines[["top", "right"]].set_visible(False)
     above = label_ends(ax, ends)

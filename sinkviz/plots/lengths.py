@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sinkviz.plots._labels import label_ends
-from sinkviz.plots._parts import axes_or_new, log_positions, number, points, title
+from sinkviz.plots._parts import axes_or_new, label_values, log_positions, number, points, title
 from sinkviz.style import (
     COLOURS,
     DASH_DOT,
@@ -26,6 +26,7 @@ from sinkviz.style import (
     paper,
 )
 
+LABELS = {"peak_mb": "peak memory (MB)"}
 NAMES = {"alibi": "ALiBi", "rope": "rotary", "t5": "T5 bias", "none": "no positions"}
 
 
@@ -108,11 +109,12 @@ def plot_lengths(table: pd.DataFrame, *, value: str = "perplexity", ax: Axes | N
     trained = known.train_length.dropna().unique()
     for length in trained:
         _mark(ax, float(length))
+    label = LABELS.get(value, value.replace("_", " "))
     ax.set_xlabel("length that is read at once (tokens)")
-    ax.set_ylabel(value.replace("_", " "))
+    label_values(ax.yaxis, label)
     ax.spines[["top", "right"]].set_visible(False)
     above = label_ends(ax, ends, header="at the longest")
-    title(ax, f"{value.replace('_', ' ')} against length", above)
+    title(ax, f"{label.split(' (')[0]} against length", above)
     return ax
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from sinkviz.plots._labels import label_ends
-from sinkviz.plots._parts import axes_or_new, log_positions, number, points, title
+from sinkviz.plots._parts import axes_or_new, label_values, log_positions, number, points, title
 from sinkviz.plots.runs import EVENT_SIZE, _mark, _row, _value
 from sinkviz.policies import Policy, SinkWindow, Window, first_eviction, parse_policy
 from sinkviz.style import paper, policy_name, policy_styles
@@ -171,7 +171,7 @@ def plot_cache_sizes(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     _mark(ax, [one for one in _training(table) if sizes[0] < one[0] <= sizes[-1]])
     ax.set_xlabel("cache, four sinks included (tokens)")
-    ax.set_ylabel("perplexity (logarithmic)")
+    label_values(ax.yaxis, "perplexity")
     ax.spines[["top", "right"]].set_visible(False)
     title(ax, "does a larger cache help?", label_ends(ax, ends) if len(models) > 1 else 0.0)
     return ax
@@ -221,7 +221,7 @@ def plot_first_tokens(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_xlim(-0.5, len(names) - 0.5)
     _log_values(ax, table["perplexity"])
     ax.set_xlabel("cache: first tokens + recent (tokens)")
-    ax.set_ylabel("perplexity (logarithmic)")
+    label_values(ax.yaxis, "perplexity")
     ax.spines[["top", "right"]].set_visible(False)
     above = label_ends(ax, ends) if len(models) > 1 else 0.0
     title(ax, "how many first tokens must stay", above)
@@ -311,7 +311,7 @@ def plot_method_costs(
     else:
         _log_values(ax, shown[cost])
     ax.set_xlabel(AGAINST[against])
-    ax.set_ylabel(COSTS[cost][0])
+    label_values(ax.yaxis, COSTS[cost][0])
     ax.spines[["top", "right"]].set_visible(False)
     by = " by size of cache" if against == "cache" else ""
     title(ax, COSTS[cost][1] + by, label_ends(ax, ends) if named else 0.0)

@@ -16,7 +16,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sinkviz.plots._labels import label_ends, legend
-from sinkviz.plots._parts import axes_or_new, check_width, count_ticks, narrow, plain, short, title
+from sinkviz.plots._parts import (
+    axes_or_new,
+    check_width,
+    count_ticks,
+    label_values,
+    narrow,
+    plain,
+    short,
+    title,
+)
 from sinkviz.records import Trace
 from sinkviz.style import COLOURS, DASHED, DASHES, MARKERS, ink, line_scale
 
@@ -117,7 +126,7 @@ def plot_norms(trace: Trace, *, of: str = "residual", ax: Axes | None = None) ->
     ax.set_xlabel("layer")
     count_ticks(ax.xaxis, layers)
     _log_axis(ax.yaxis)
-    ax.set_ylabel(f"{of} norm (length)")
+    label_values(ax.yaxis, f"{of} norm (length)")
     ax.spines[["top", "right"]].set_visible(False)
     above = label_ends(ax, ends)
     title(
@@ -158,8 +167,8 @@ def grid_norms(trace: Trace, *, width: float | None = None) -> Figure:
         ...     residual_norm=np.array([[8.0, 2.0, 2.0]]), key_norm=np.array([[[4.0, 4.0, 4.0]]]),
         ...     value_norm=np.array([[[0.5, 1.0, 2.0]]]),
         ... )
-        >>> [ax.get_ylabel() for ax in grid_norms(trace).axes]
-        ['residual norm (length)', 'key norm (length)', 'value norm (length)']
+        >>> [ax.get_ylabel().split(" (")[0] for ax in grid_norms(trace).axes]
+        ['residual norm', 'key norm', 'value norm']
     """
     for of in KINDS:
         _norms(trace, of)
@@ -243,8 +252,9 @@ def plot_value_norms(trace: Trace, *, layer: int | None = None, ax: Axes | None 
     _log_axis(ax.yaxis)
     ax.set_xlim(received.min() / 1.4, 1.3)
     ax.xaxis.set_major_formatter(FuncFormatter(_share))
-    ax.set_xlabel("received attention (mean share)")
-    ax.set_ylabel("value norm (of the median)" if narrow(ax) else "value norm (times the median)")
+    label_values(ax.xaxis, "received attention (mean share)")
+    times = "value norm (of the median)" if narrow(ax) else "value norm (times the median)"
+    label_values(ax.yaxis, times)
     ax.spines[["top", "right"]].set_visible(False)
     handles = [
         Line2D([], [], label=f"{short(trace.tokens[0])}, one per head", **first, **edge),

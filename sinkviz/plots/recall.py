@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from sinkviz.plots._labels import label_ends
-from sinkviz.plots._parts import axes_or_new, points, title
+from sinkviz.plots._parts import axes_or_new, label_values, title
 from sinkviz.plots.methods import _check, _curves
-from sinkviz.plots.runs import EVENT_SIZE, _mark
+from sinkviz.plots.runs import _mark
 from sinkviz.style import ink, policy_styles
 
 SMALLEST = 1e-7  # a change below what float32 can tell is drawn as none
+GUESSING = (0, (4, 4))  # the dash of what guessing would get
 
 
 def plot_recall(table: pd.DataFrame, *, named: bool = True, ax: Axes | None = None) -> Axes:
@@ -50,19 +51,13 @@ def plot_recall(table: pd.DataFrame, *, named: bool = True, ax: Axes | None = No
         ax.plot(rows["distance"], rows["accuracy"], label=label, clip_on=False, **style)
         ends.append((float(rows["accuracy"].iloc[-1]), label, style))
     chance, far = float(table["chance"].mean()), float(table["distance"].max())
-    ax.axhline(chance, color=ink(ax), linewidth=0.8, linestyle=(0, (4, 4)), zorder=1.5)
+    guessing = {"color": ink(ax), "linewidth": 0.8, "linestyle": GUESSING}
+    ax.axhline(chance, zorder=1.5, **guessing)
+    ends.append((chance, "chance", guessing))
     ax.set_xlim(0, 1.02 * far)
     ax.set_ylim(0, 1.14)
     edges = sorted(set(table["cache"].dropna().astype(int)))
     _mark(ax, [(edge, f"cache ({edge:,} tokens)") for edge in edges if edge < far])
-    ax.annotate(
-        "chance",
-        (0, chance),
-        xytext=(3, -2),
-        textcoords="offset points",
-        va="top",
-        fontsize=EVENT_SIZE * points("legend.fontsize"),
-    )
     ax.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_xlabel("distance from query to line (tokens)")
@@ -105,7 +100,7 @@ def plot_forgetting(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_xlim(0, far)
     _mark(ax, [(1, "one cache"), (layers, f"one per layer ({layers})")])
     ax.set_xlabel("read since the texts are the same (caches)")
-    ax.set_ylabel("largest change of nll (nats)")
+    label_values(ax.yaxis, "largest change of nll (nats)")
     ax.spines[["top", "right"]].set_visible(False)
     title(ax, "how long a changed beginning matters", label_ends(ax, ends))
     return ax
@@ -152,7 +147,7 @@ def _bars(ax: Axes, rows: pd.DataFrame) -> None:
         zip(curves, policy_styles([policy for _, policy, _ in curves], ax), strict=True)
     ):
         ax.bar(place, own["accuracy"].iloc[0], color=style["color"], width=0.6)
-    ax.axhline(float(rows["chance"].mean()), color=ink(ax), linewidth=0.8, linestyle=(0, (4, 4)))
+    ax.axhline(float(rows["chance"].mean()), color=ink(ax), linewidth=0.8, linestyle=GUESSING)
     ax.set_xticks(range(len(curves)), [label.replace(" ", "\n", 1) for label, _, _ in curves])
     ax.set_ylim(0, 1.14)
     ax.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))

@@ -21,6 +21,7 @@ from sinkviz.plots._parts import (
     axes_or_new,
     bare,
     colour_bar,
+    label_values,
     plain,
     points,
     short,
@@ -147,7 +148,7 @@ def plot_received(
     ax.set_ylim(0.7 * min(low, even.min()), 1.5)
     ax.set_xlim(-0.5 if few else -0.01 * length, length - 0.5)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
-    ax.set_ylabel("received attention (mean share)")
+    label_values(ax.yaxis, "received attention (mean share)")
     ax.spines[["top", "right"]].set_visible(False)
     token_ticks(ax.xaxis, trace.tokens, what="key")
     _name(ax, top_keys(mean, top), mean, trace.tokens)

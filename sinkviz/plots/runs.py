@@ -95,7 +95,7 @@ def plot_nll(
     """Draw in one Axes the running mean of the nll along the text, one curve per run.
 
     Thin lines mark where the first token is evicted and where the training length ends. Labels
-    give the perplexity of the whole run. Without ``window`` each point is the mean of the last
+    give the perplexity of the whole text. Without ``window`` each point is the mean of the last
     half of the text so far, on a logarithmic axis that begins shortly before the first eviction:
     one figure shows both where a policy breaks and how it goes on.
 
@@ -159,7 +159,7 @@ def plot_nll(
     ax.set_ylabel("nll (nats per token)")
     ax.spines[["top", "right"]].set_visible(False)
     span = "half of the text so far" if window is None else f"{window} tokens"
-    above = label_ends(ax, ends, header="perplexity")
+    above = label_ends(ax, ends, header="perplexity, whole text")
     title(ax, f"running mean of nll (last {span})", above)
     return ax
 

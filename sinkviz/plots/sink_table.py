@@ -27,7 +27,7 @@ from sinkviz.plots._parts import (
 from sinkviz.plots.birth import bar_beside, plot_birth
 from sinkviz.style import (
     ATTENTION_SCALE,
-    BIAS_SCALE,
+    LOG_SCALE,
     attention_map,
     attention_norm,
     bias_map,
@@ -107,7 +107,7 @@ def plot_sink_table(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     bar = _cells(ax, extra, written, bias_map(ax), bias_norm(largest, LINEAR))
     ends = (0.0, LINEAR, float(f"{largest:.1g}"))
     bar_ticks(bar, sorted({*ends, *(-end for end in ends)}))
-    bar_label(bar, f"more nll than with the most sinks (nats, {BIAS_SCALE})", size_in_points(ax)[1])
+    bar_label(bar, f"more nll than with the most sinks (nats, {LOG_SCALE})", size_in_points(ax)[1])
     ax.set_xlabel("sinks (tokens)")
     title(ax, "perplexity by sinks kept in the cache")
     return ax

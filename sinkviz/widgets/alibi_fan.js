@@ -133,7 +133,7 @@ function render({ model, el }) {
       return { first, far };
     });
     const labels = [0, 0.05, 0.2, 0.5, 1].map((share) => [Math.sqrt(share), share]);
-    parts.push(...colourBar(label, 40 + side + 26, Math.min(220, side), "attention", labels, "share of the attention"));
+    parts.push(...colourBar(label, 40 + side + 26, Math.min(220, side), "attention", labels, "attention (share, square-root scale)"));
     const high = side + 96;
     maps.setAttribute("height", high);
     maps.setAttribute("viewBox", `0 0 ${width} ${high}`);

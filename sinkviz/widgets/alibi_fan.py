@@ -10,13 +10,22 @@ import traitlets
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from sinkviz.attention import null_softmax
-from sinkviz.plots._parts import count_ticks, draw_cells, title, token_ticks
+from sinkviz.plots._parts import colour_bar, count_ticks, draw_cells, title, token_ticks
 from sinkviz.plots.alibi import plot_alibi
 from sinkviz.positions import alibi_bias, alibi_slopes
 from sinkviz.records import Trace
-from sinkviz.style import COLOURS, attention_map, attention_norm
+from sinkviz.style import (
+    ATTENTION_SCALE,
+    ATTENTION_TICKS,
+    COLOURS,
+    attention_map,
+    attention_norm,
+    ink,
+    paper,
+)
 from sinkviz.widgets.common import as_bytes
 from sinkviz.widgets.teaching import TeachingWidget, as_labels, teaching_module
 
@@ -201,23 +210,30 @@ class AlibiFan(TeachingWidget):
         titles = ["equal scores" if not self.pairs else "layer {}, head {}".format(*self._pair)]
         titles += ["with the bias" if self.biasing else "no bias added"]
         for ax, weights, text in zip((before, after), self.maps, titles, strict=True):
-            self._draw_map(ax, weights, text)
+            image = self._draw_map(ax, weights, text)
         after.set(ylabel="", yticks=[])
+        colour_bar(after, image, f"attention (share, {ATTENTION_SCALE})", ATTENTION_TICKS)
 
     @property
     def _pair(self) -> list[int]:
         return self.pairs[self.pair]
 
-    def _draw_map(self, ax: Axes, weights: np.ndarray, text: str) -> None:
+    def _draw_map(self, ax: Axes, weights: np.ndarray, text: str) -> AxesImage:
         cells = np.ma.masked_array(weights, mask=~np.tri(len(weights), dtype=bool))
-        draw_cells(ax, cells, cmap=attention_map(ax), norm=attention_norm())
+        image = draw_cells(ax, cells, cmap=attention_map(ax), norm=attention_norm())
         for axis, what in ((ax.xaxis, "key"), (ax.yaxis, "query")):
             if any(self.tokens):
                 token_ticks(axis, self.tokens, what=what)
             else:
                 count_ticks(axis, len(weights))
                 axis.set_label_text(f"{what} (text position)")
-        title(ax, f"{text}: first token {weights[1:, 0].mean():.0%}")
+        title(ax, text)
+        # Where no query sees a key is room; beside the other map's, a longer title would have none.
+        said = f"first token {weights[1:, 0].mean():.0%}"
+        corner = {"transform": ax.transAxes, "ha": "right", "va": "top", "fontsize": "small"}
+        back = {"facecolor": paper(ax), "edgecolor": "none", "pad": 1.5}
+        ax.text(0.97, 0.97, said, color=ink(ax), bbox=back, **corner)
+        return image
 
     def __repr__(self) -> str:
         name = self.model_name or "a trace"

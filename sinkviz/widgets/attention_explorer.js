@@ -13,7 +13,7 @@ export default () => {
 
   function render({ model, el }) {
     const get = (name) => model.get(name);
-    const without = () => (get("sink") ? [] : get("sinks"));
+    const without = () => (get("show_sinks") ? [] : get("sinks"));
     const put = (values) => {
       for (const [name, value] of Object.entries(values)) model.set(name, value);
       soon();
@@ -55,8 +55,8 @@ export default () => {
     const words = explorerWords(store, get, map);
     const moves = mapMoves(map, get, put, pin, () => soon());
     const ids = [unique("sink"), unique("gamma"), unique("search")];
-    const sink = control("input", { id: ids[0], type: "checkbox" });
-    const sinkName = html("span");
+    const shown = control("input", { id: ids[0], type: "checkbox" });
+    const shownName = html("span");
     const gamma = control("input", { id: ids[1], type: "range", min: 0.2, max: 1, step: 0.05 });
     const gammaSaid = html("output", { for: ids[1] });
     const query = control("input", { id: ids[2], type: "search", placeholder: "token or words", autocomplete: "off", spellcheck: "false" });
@@ -83,7 +83,7 @@ export default () => {
     const root = frame(
       `Attention explorer: ${get("name")}, ${count(n)} tokens, ${get("n_layers")} layers by ${get("n_heads")} heads`,
       html("div", { class: "controls tools" },
-        html("label", { for: ids[0], class: "check" }, sink, sinkName),
+        html("label", { for: ids[0], class: "check" }, shown, shownName),
         html("label", { for: ids[1] }, "Scale", gamma, gammaSaid),
         html("label", { for: ids[2] }, "Search", query), hits,
         html("span", { class: "zooms", role: "group", "aria-label": "Zoom" }, ...zooms)),
@@ -94,7 +94,7 @@ export default () => {
     );
     root.classList.add("explorer");
 
-    sink.addEventListener("change", () => put({ sink: sink.checked }));
+    shown.addEventListener("change", () => put({ show_sinks: shown.checked }));
     gamma.addEventListener("input", () => put({ gamma: Number(gamma.value) }));
     function seek() {
       found = search(store.tokens() ?? [], query.value);
@@ -131,9 +131,9 @@ export default () => {
     }
     function controls(value) {
       const [token, sinks, view] = [get("token"), get("sinks"), get("view")];
-      sink.checked = get("sink");
-      sink.disabled = !Number.isFinite(value);
-      write(sinkName, sinks.length > 1 ? "Sink columns" : "Sink column");
+      shown.checked = get("show_sinks");
+      shown.disabled = !Number.isFinite(value);
+      write(shownName, sinks.length > 1 ? "Sink columns" : "Sink column");
       gamma.value = get("gamma");
       write(gammaSaid, `share^${get("gamma").toFixed(2)}`);
       mark(gamma, "aria-valuetext", `power ${get("gamma").toFixed(2)}`);
@@ -155,7 +155,7 @@ export default () => {
       const look = { ink: style.color, font: style.fontFamily, sink: style.getPropertyValue("--sinkviz-sink"), halo: dark ? "#111" : "#fff" };
       const rooms = [small.clientWidth || 340, large.clientWidth || 600];
       if (palette?.id !== `${get("gamma")}${dark}`) palette = paletteOf(colours, get("gamma"), dark);
-      const [rest, gone, way, pointed] = [!get("sink"), without(), get("way"), moves.pointed];
+      const [rest, gone, way, pointed] = [!get("show_sinks"), without(), get("way"), moves.pointed];
       grid.draw(palette, gone, look, rooms[0]);
       grid.frameOf(get("view"), n);
       const state = map.draw(palette, gone, look, rooms[1]);
@@ -185,7 +185,7 @@ export default () => {
       else if (whose !== root.dataset.drawn) resting = setTimeout(ahead);
       else if (!frame_) draw();
     };
-    const listened = "layer head sink sinks shares gamma token way view error".split(" ").map((name) => `change:${name}`);
+    const listened = "layer head show_sinks sinks shares gamma token way view error".split(" ").map((name) => `change:${name}`);
     for (const event of listened) model.on(event, soon);
     store.views.add(came);
     el.append(root);

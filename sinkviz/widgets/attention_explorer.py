@@ -95,7 +95,7 @@ class AttentionExplorer(Widget):
     layer = traitlets.Int().tag(sync=True)
     head = traitlets.Int().tag(sync=True)
     sinks = traitlets.List(traitlets.Int(), help="text positions, in order").tag(sync=True)
-    sink = traitlets.Bool(True, help="the sinks' columns are shown").tag(sync=True)
+    show_sinks = traitlets.Bool(True, help="their columns are in the maps").tag(sync=True)
     gamma = traitlets.Float(0.5).tag(sync=True)
     token = traitlets.Int(None, allow_none=True, help="the pinned token").tag(sync=True)
     way = traitlets.Enum(["keys", "queries"], "keys", help="what it reads, or who reads it").tag(
@@ -271,7 +271,7 @@ class AttentionExplorer(Widget):
 
     def _draw_map(self, ax: Axes) -> None:
         layer, head, trace = self.layer, self.head, self._trace
-        without = [] if self.sink else self.sinks
+        without = [] if self.show_sinks else self.sinks
         if self.n_tokens <= MOST_TOKEN_TICKS:  # only then tokens are written
             tokens = tuple(drawable(short(token)) for token in trace.tokens)
             trace = dataclasses.replace(trace, tokens=tokens)

@@ -39,7 +39,7 @@ function render({ model, el }) {
     const ys = [Math.min(...all) - room, Math.max(...all) + room];
     const side = 110;
     const { x, y, parts, floor, top } = chart({ width, height: PLOT, right: side, xs: [lengths[0], lengths[lengths.length - 1]], ys, log: true,
-      xname: "length of the text (tokens)", yname: "perplexity (logarithmic)", yticks: levels(ys) });
+      xname: "length of the text (tokens)", yname: "perplexity (log scale)", yticks: levels(ys) });
     for (const n of new Set(curves.map((one) => one.train_length))) {
       if (n < lengths[0] || n > lengths[lengths.length - 1]) continue;
       parts.push(svg("path", { class: "event", d: `M${x(n)} ${top}V${floor}` }));

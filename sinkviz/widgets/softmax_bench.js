@@ -4,8 +4,6 @@ const NAMES = 222; // room for the names of the rows
 const [LOGITS, ROW] = [150, 66]; // heights, pixels
 const WIDEST = 104; // of a column
 
-const sigmoid = (x) => 1 / (1 + Math.exp(-x));
-
 // Shares of the keys, where a further logit may take mass to nowhere.
 function softmax(logits, nullLogit = -Infinity) {
   const top = Math.max(nullLogit, ...logits);
@@ -18,18 +16,17 @@ const VARIANTS = [
   ["Standard", () => "exp l / \u03a3 exp l", (logits) => softmax(logits)],
   ["Off by one", () => "exp l / (1 + \u03a3 exp l)", (logits) => softmax(logits, 0)],
   ["Sink logit", ({ sink }) => `exp l / (exp b + \u03a3 exp l), b = ${signed(sink)}`, (logits, { sink }) => softmax(logits, sink)],
-  ["Gated", ({ gate }) => `\u03c3(g) \u00b7 standard, \u03c3(g) = ${sigmoid(gate).toFixed(2)}`,
-    (logits, { gate }) => softmax(logits).map((share) => sigmoid(gate) * share)],
+  ["Gated", ({ gate }) => `g \u00b7 standard, g = ${gate.toFixed(2)}`,
+    (logits, { gate }) => softmax(logits).map((share) => gate * share)],
 ];
 
 function render({ model, el }) {
   const get = (name) => model.get(name);
   const put = writer(model);
   const limit = get("limit");
-  const say = (value) => signed(value);
   const sliders = [
-    ["sink_logit", range({ name: "Sink logit b", hint: "learned, competes with the keys", role: "evicted", low: -limit, high: limit, step: 0.1, say }, (value) => put("sink_logit", value))],
-    ["gate", range({ name: "Gate g", hint: "scales what the head puts out", role: "evicted", low: -limit, high: limit, step: 0.1, say }, (value) => put("gate", value))],
+    ["sink_logit", range({ name: "Sink logit b", hint: "learned, competes with the keys", role: "evicted", low: -limit, high: limit, step: 0.1, say: (value) => signed(value) }, (value) => put("sink_logit", value))],
+    ["gate", range({ name: "Gate g", hint: "factor on what the head puts out", role: "evicted", low: 0, high: 1, step: 0.01, say: (value) => value.toFixed(2) }, (value) => put("gate", value))],
   ];
   const chosen = pressed("Presets", get("presets").map(([name]) => [name, name]), (wanted) => {
     const [, logits, sink, gate] = get("presets").find(([name]) => name === wanted);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,27 +19,26 @@ LIMIT = 8.0  # of a logit, to either side
 FEWEST, MOST = 2, 12  # keys
 VARIANTS = ("standard", "off by one", "sink logit", "gated")
 
-# name -> logits, logit of the sink, logit of the gate
+# name -> logits, logit of the sink, factor of the gate
 PRESETS: dict[str, tuple[list[float], float, float]] = {
-    "one good key": ([0.0, -1.0, 4.0, -0.5, 0.5, -1.0], 1.0, 2.0),
-    "no good key": ([-4.0, -4.5, -3.5, -4.0, -5.0, -4.0], 1.0, -3.0),
-    "the first key as a sink": ([5.0, -0.5, 0.0, -1.0, 0.5, 0.0], 1.0, 2.0),
-    "all alike": ([0.0] * 6, 0.0, 0.0),
+    "one good key": ([0.0, -1.0, 4.0, -0.5, 0.5, -1.0], 1.0, 0.9),
+    "no good key": ([-4.0, -4.5, -3.5, -4.0, -5.0, -4.0], 1.0, 0.05),
+    "the first key as a sink": ([5.0, -0.5, 0.0, -1.0, 0.5, 0.0], 1.0, 0.9),
+    "all alike": ([0.0] * 6, 0.0, 0.5),
 }
 
 
 def shares(
-    logits: Sequence[float], sink_logit: float = 0.0, gate: float = 0.0
+    logits: Sequence[float], sink_logit: float = 0.0, gate: float = 0.5
 ) -> dict[str, np.ndarray]:
     """Return where the mass of a row goes under each softmax; what is missing to 1 goes nowhere.
 
-    The gate multiplies what a head puts out by the sigmoid of ``gate``, which is as if all its
-    attention were that much less.
+    The gate multiplies what a head puts out, which is as if all its attention were that much less.
 
     Args:
         logits: scores of the keys, nats.
         sink_logit: the further logit that takes mass to nowhere, nats; 0 is off by one.
-        gate: logit of the gate.
+        gate: factor in [0, 1] on the output of the head.
 
     Returns:
         A share per key for ``standard``, ``off by one``, ``sink logit`` and ``gated``.
@@ -55,7 +53,7 @@ def shares(
     scores = torch.tensor([[list(logits)]], dtype=torch.float64)
     nulls = [None, torch.zeros(1), torch.tensor([sink_logit], dtype=torch.float64)]
     rows = [null_softmax(scores, null)[0, 0].numpy() for null in nulls]
-    return dict(zip(VARIANTS, [*rows, rows[0] / (1 + math.exp(-gate))], strict=True))
+    return dict(zip(VARIANTS, [*rows, gate * rows[0]], strict=True))
 
 
 class SoftmaxBench(TeachingWidget):
@@ -68,7 +66,7 @@ class SoftmaxBench(TeachingWidget):
         logits: scores of 2 to 12 keys, nats in [-8, 8]; the preset ``one good key`` where not
             given.
         sink_logit: nats in [-8, 8].
-        gate: logit of the gate, in [-8, 8].
+        gate: factor in [0, 1] on the output of the head.
 
     Raises:
         ValueError: there are too few or too many keys, or a number is out of its range.
@@ -88,7 +86,7 @@ class SoftmaxBench(TeachingWidget):
     presets = traitlets.List(help="name, logits, sink logit, gate").tag(sync=True)
 
     def __init__(
-        self, logits: Sequence[float] | None = None, *, sink_logit: float = 1.0, gate: float = 2.0
+        self, logits: Sequence[float] | None = None, *, sink_logit: float = 1.0, gate: float = 0.9
     ) -> None:
         found = next(iter(PRESETS.values()))[0] if logits is None else [float(x) for x in logits]
         presets = [[name, *values] for name, values in PRESETS.items()]
@@ -100,8 +98,9 @@ class SoftmaxBench(TeachingWidget):
         numbers = value if name == "logits" else [value]
         if name == "logits" and not FEWEST <= len(numbers) <= MOST:
             raise ValueError(f"logits must be of {FEWEST} to {MOST} keys, got {len(numbers)}")
-        if wrong := [one for one in numbers if not abs(one) <= LIMIT]:
-            raise ValueError(f"{name} must be in -{LIMIT:g}..{LIMIT:g}, got {wrong[0]:g}")
+        least, most = (0, 1) if name == "gate" else (-LIMIT, LIMIT)
+        if wrong := [one for one in numbers if not least <= one <= most]:
+            raise ValueError(f"{name} must be in {least:g}..{most:g}, got {wrong[0]:g}")
         return value
 
     def preset(self, name: str) -> None:
@@ -129,7 +128,7 @@ class SoftmaxBench(TeachingWidget):
         above.set(xlabel="key", ylabel="logit (nats)", xticks=range(len(self.logits)))
         above.spines[["top", "right"]].set_visible(False)
         above.set_title(
-            f"logits of the keys; sink logit {self.sink_logit:.1f}, gate {self.gate:.1f}",
+            f"logits of the keys; sink logit {self.sink_logit:.1f}, gate {self.gate:.2f}",
             loc="left",
         )
         plot_softmax(self.shares, ax=below)
