@@ -133,17 +133,27 @@ def _varied(name: str, *, rate: float = 1.0, decay: float | None = None) -> Reci
 
 
 # The same once more, to tell what a recipe does from chance; only their records are bundled.
-_BASE, _OTHER = "softmax-standard", "softmax-off-by-one"
-VARIANTS: dict[str, Recipe] = {
-    f"{_BASE}-seed-1": replace(RECIPES[_BASE], seed=1),
-    f"{_BASE}-seed-2": replace(RECIPES[_BASE], seed=2),
-    f"{_OTHER}-seed-1": replace(RECIPES[_OTHER], seed=1),
-    f"{_OTHER}-seed-2": replace(RECIPES[_OTHER], seed=2),
+_SEEDED = (
+    "softmax-standard",
+    "softmax-off-by-one",
+    "classroom-rope",
+    "position-alibi",
+    "position-rope",
+    "position-sinusoidal",
+)
+SEEDS = {name: tuple(f"{name}-seed-{seed}" for seed in (1, 2)) for name in _SEEDED}
+_BASE = "softmax-standard"
+ALTERED = {
     f"{_BASE}-decay-0": _varied(_BASE, decay=0.0),
     f"{_BASE}-decay-0.5": _varied(_BASE, decay=0.5),
     f"{_BASE}-rate-third": _varied(_BASE, rate=1 / 3),
     f"{_BASE}-rate-double": _varied(_BASE, rate=2.0),
 }
+VARIANTS: dict[str, Recipe] = {
+    again: replace(RECIPES[name], seed=seed)
+    for name, runs in SEEDS.items()
+    for seed, again in enumerate(runs, 1)
+} | ALTERED
 RECIPES |= VARIANTS
 
 

@@ -373,6 +373,35 @@ def test_judges_follow_the_numbers():
     assert [judge[one](bad)[0] for one in ("Sinusoidal", "Rotary", "The", "ALiBi")] == [False] * 4
 
 
+def test_claims_on_retrained_models_need_every_seed():
+    lines = {"sinusoidal": [20, 40, 90], "rope": [20, 22, 40], "alibi": [19, 18.9, 18.9]}
+    claims = experiments.experiment("retrained_lengths").claims
+    good = [curves(**lines).assign(run=f"seed {seed}") for seed in range(3)]
+    assert [claim.judge(pd.concat(good))[0] for claim in claims] == [True] * 5
+    other = curves(**lines | {"alibi": [21, 22, 23]}).assign(run="seed 3")
+    answers = [claim.judge(pd.concat([*good, other])) for claim in claims]
+    assert [agrees for agrees, _ in answers] == [True, True, None, None, None]
+    assert all(f"seed {seed}: " in told for _, told in answers for seed in range(4))
+    assert [claim.judge(other)[0] for claim in claims] == [True, True, False, False, False]
+
+
+def test_retrained_lengths_runs(monkeypatch, random_text):
+    monkeypatch.setattr(lengths, "_n_tokens", lambda setting: 601)
+    lms = [
+        LM(
+            tiny_classroom(torch.float32, position=one, max_position_embeddings=64).model,
+            None,
+            name,
+        )
+        for one, name in (("rope", "position-rope"), ("rope", "position-rope-seed-2"))
+    ]
+    table = experiments.run("retrained_lengths", lms, quick=True, text="stories")
+    runs = table.groupby("model").run.unique().map(list).to_dict()
+    assert runs == {"position-rope": ["seed 0"], "position-rope-seed-2": ["seed 2"]}
+    (ax,) = experiments.experiment("retrained_lengths").draw(table).axes
+    assert {"position-rope", "position-rope-seed-2"} <= {line.get_label() for line in ax.lines}
+
+
 # Figures ------------------------------------------------------------------------
 
 
@@ -382,6 +411,7 @@ def test_plot_lengths_draws_the_table():
     lines = {line.get_label(): line for line in ax.lines}
     assert lines["ALiBi"].get_xdata().tolist() == [64, 128, 256]
     assert lines["ALiBi"].get_ydata().tolist() == [20, 19, 18]
+    assert ax.get_ylabel() == "perplexity (log scale)"
     assert lines["learned"].get_ydata().tolist() == [21]
     assert any(line.get_xdata() == [64, 64] for line in ax.lines if len(line.get_xdata()) == 2)
     shown = " ".join(text.get_text() for text in ax.texts)
@@ -400,6 +430,7 @@ def test_plot_costs_draws_the_table():
     ax = plot_costs(table, references=["full"])
     lines = {line.get_label(): line for line in ax.lines}
     assert lines["eager"].get_ydata().tolist() == [1, 4]
+    assert ax.get_ylabel() == "time (ms, log scale)"
     assert list(lines["full"].get_ydata()) == [2, 2] and "flash" not in lines
     with pytest.raises(ValueError, match="lacks peak_mb"):
         plot_costs(table, "peak_mb")

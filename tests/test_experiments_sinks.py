@@ -23,7 +23,7 @@ from sinkviz.experiments.stretches import n_front
 from sinkviz.metrics import ROLES
 from sinkviz.models import LM, assets_folder, load
 from sinkviz.policies import SinkWindow
-from sinkviz.recipes import VARIANTS, Recipe
+from sinkviz.recipes import Recipe
 from sinkviz.scoring import score
 
 LENGTH = 48
@@ -316,7 +316,7 @@ def test_token_claims_agree_with_the_papers_own_numbers():
 
 def variant_table(cliffs: dict[str, float], rates: dict[str, float]) -> pd.DataFrame:
     rows = []
-    for name in ("softmax-standard", OFF_BY_ONE, *VARIANTS):
+    for name in experiment("retrained").models:
         row = {"model": name, "n_sink": None, "step": None}
         for n_sink in (0, 4):
             value = 20 * np.exp(cliffs.get(name, 0.5) * (n_sink == 0))
@@ -327,8 +327,9 @@ def variant_table(cliffs: dict[str, float], rates: dict[str, float]) -> pd.DataF
 
 
 def test_variant_claims_compare_every_seed_and_every_step_of_a_ladder():
-    claims = experiment("retrained").claims
-    off = [name for name in ("softmax-off-by-one", *VARIANTS) if name.startswith(OFF_BY_ONE)]
+    retrained = experiment("retrained")
+    collapse, *claims = retrained.claims
+    off = [name for name in retrained.models if name.startswith(OFF_BY_ONE)]
     rising = {"softmax-standard-decay-0": 0.1, "softmax-standard-decay-0.5": 0.4}
     rising |= {"softmax-standard-rate-third": 0.0, "softmax-standard-rate-double": 0.3}
     agree = variant_table(dict.fromkeys(off, 0.0), rising)
@@ -343,7 +344,12 @@ def test_variant_claims_compare_every_seed_and_every_step_of_a_ladder():
     two = agree[agree["model"].isin(["softmax-standard", "softmax-standard-rate-third"])]
     assert [claim.judge(two)[0] for claim in claims] == [None, None, True]
     alone = agree[agree["model"] == "softmax-standard"]
-    assert [claim.judge(alone)[0] for claim in claims] == [None, None, None]
+    assert [claim.judge(alone)[0] for claim in retrained.claims] == [None, None, None, None]
+    assert collapse.judge(agree)[0] is True
+    steady = variant_table({"classroom-rope-seed-2": 0.05}, {})
+    assert collapse.judge(steady)[0] is False
+    two = steady[steady["model"] != "classroom-rope-seed-2"]
+    assert collapse.judge(two)[0] is True and "2 seeds" in collapse.judge(two)[1]
 
 
 # Birth --------------------------------------------------------------------------------------------

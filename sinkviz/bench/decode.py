@@ -21,6 +21,7 @@ from sinkviz.bench.baselines import (
 )
 from sinkviz.bench.measure import (
     LLAMA_7B,
+    MEDIUM,
     SIZES,
     SMALL,
     Row,
@@ -124,7 +125,7 @@ def bench_decode(
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         if shapes is None:
             large = device == "cuda" and free_memory(device) >= LLAMA_7B_NEEDS
-            shapes = (SMALL, LLAMA_7B) if large else (SMALL,)
+            shapes = (SMALL, MEDIUM, LLAMA_7B) if large else (SMALL, MEDIUM)
         makers = [lambda shape=shape: random_lm(shape, device, dtype) for shape in shapes]
     bandwidth = copy_bandwidth(device)
     for make in makers:

@@ -41,6 +41,7 @@ class Shape:
 
 
 SMALL = Shape("random", 512, 4, 8, 2048)
+MEDIUM = Shape("random 12 x 12", 768, 12, 12, 2048)
 LLAMA_7B = Shape("random Llama-2-7B", 4096, 32, 32, 11008, 32000)
 
 

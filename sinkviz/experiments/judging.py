@@ -58,19 +58,27 @@ def of_each_model(judge: Judge) -> Judge:
     return judge_all
 
 
-def unanimous(judge: Judge) -> Judge:
-    """Let a judge see one model at a time; undecided where they differ."""
+def unanimous(judge: Judge, by: str = "model") -> Judge:
+    """Let a judge see one model (or whatever ``by`` names) at a time; undecided where they differ.
+
+    Example:
+        >>> better = unanimous(lambda rows: (bool(rows.a.lt(rows.b).all()), "as seen"), by="seed")
+        >>> better(pd.DataFrame({"seed": ["seed 0", "seed 1"], "a": [1, 3], "b": [2, 2]}))
+        (None, 'seed 0: as seen; seed 1: as seen')
+    """
 
     def judge_all(table: pd.DataFrame) -> Verdict:
-        verdicts, words = _one_by_one(judge, table)
+        verdicts, words = _one_by_one(judge, table, by)
         return verdicts[0] if len(set(verdicts)) == 1 else None, words
 
     return judge_all
 
 
-def _one_by_one(judge: Judge, table: pd.DataFrame) -> tuple[list[bool | None], str]:
+def _one_by_one(
+    judge: Judge, table: pd.DataFrame, by: str = "model"
+) -> tuple[list[bool | None], str]:
     """Return the verdict on each model, and all words, with the model's name if there are more."""
-    found = {name: judge(rows) for name, rows in table.groupby("model", sort=False)}
+    found = {name: judge(rows) for name, rows in table.groupby(by, sort=False)}
     said = [here if len(found) == 1 else f"{name}: {here}" for name, (_, here) in found.items()]
     return [agrees for agrees, _ in found.values()], "; ".join(said)
 

@@ -24,12 +24,12 @@ from sinkviz.experiments.expense import (
     training_step,
     words_per_token,
 )
-from sinkviz.experiments.lengths_claims import CLAIMS
+from sinkviz.experiments.lengths_claims import CLAIMS, RUN_CLAIMS
 from sinkviz.experiments.running import Cell, Experiment, Row, Setting
 from sinkviz.experiments.stretches import longest_input, position_of, reach_nll, stretch_nll
 from sinkviz.models import LM
 from sinkviz.plots.lengths import plot_lengths
-from sinkviz.recipes import RECIPES
+from sinkviz.recipes import RECIPES, SEEDS
 
 MODELS = tuple(
     f"position-{name}" for name in ("sinusoidal", "learned", "rope", "t5", "alibi", "none")
@@ -46,11 +46,15 @@ def _n_tokens(setting: Setting) -> int:
     return 1 + (2048 if setting.quick else 32_768)
 
 
+def _quality_cells(setting: Setting) -> list[Cell]:
+    return [{"kind": "quality", "model": name} for name in setting.models]
+
+
 def cells(setting: Setting) -> list[Cell]:
     """Return one cell per model, and one per length for what must be timed in turns."""
-    found: list[Cell] = [{"kind": "quality", "model": name} for name in setting.models]
     lengths = [64, 256] if setting.quick else [64, 256, 1024]
-    return found + [{"kind": "speed", "length": length} for length in lengths]
+    speeds: list[Cell] = [{"kind": "speed", "length": length} for length in lengths]
+    return _quality_cells(setting) + speeds
 
 
 def measure(setting: Setting, cell: Cell) -> list[Row]:
@@ -58,6 +62,12 @@ def measure(setting: Setting, cell: Cell) -> list[Row]:
     if cell["kind"] == "quality":
         return _quality(setting, setting.models[cell["model"]])
     return _speed(setting, cell["length"])
+
+
+def _measure_run(setting: Setting, cell: Cell) -> list[Row]:
+    """Return the rows of a model, and by which seed it was trained; the bundled ones by 0."""
+    seed = cell["model"].partition("-seed-")[2] or "0"
+    return [{"run": f"seed {seed}"} | row for row in measure(setting, cell)]
 
 
 def _about(lm: LM, length: int, kind: str) -> Row:
@@ -202,4 +212,18 @@ TRAIN_SHORT_TEST_LONG = Experiment(
     draw=draw,
     models=MODELS,
     claims=CLAIMS,
+)
+
+RETRAINED_LENGTHS = Experiment(
+    name="retrained_lengths",
+    question="Trained again with other seeds: do position schemes differ by more than chance?",
+    cells=_quality_cells,
+    measure=_measure_run,
+    draw=draw,
+    models=tuple(
+        run
+        for name in ("position-sinusoidal", "position-rope", "position-alibi")
+        for run in (name, *SEEDS[name])
+    ),
+    claims=RUN_CLAIMS,
 )

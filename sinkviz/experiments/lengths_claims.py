@@ -5,9 +5,11 @@ Knows tables; runs nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 
-from sinkviz.experiments.judging import Absent, Verdict, decided
+from sinkviz.experiments.judging import Absent, Verdict, decided, unanimous
 from sinkviz.experiments.running import Claim
 from sinkviz.plots._parts import number
 
@@ -238,4 +240,12 @@ CLAIMS = (
         "Haviv et al. 2022, arXiv 2203.16634, table 1",
         _no_positions,
     ),
+)
+
+# The same of each seed by itself: yes or no where all seeds say so.
+_OF_RUNS = (_sinusoidal, _rotary, _alibi, _alibi_at_home, _sliding)
+RUN_CLAIMS = tuple(
+    replace(claim, judge=unanimous(claim.judge, by="run"))
+    for claim in CLAIMS
+    if claim.judge in _OF_RUNS
 )

@@ -39,6 +39,7 @@ EXPERIMENTS: dict[str, str] = {
     "sink_birth": "softmaxes",
     "retrained": "softmaxes",
     "train_short_test_long": "lengths",
+    "retrained_lengths": "lengths",
     "attention_costs": "costs",
     "stream_eval": "recall",
     "limits": "limits",

@@ -14,6 +14,7 @@ from sinkviz.experiments.probing import probes
 from sinkviz.experiments.running import Cell, Experiment, Row, Setting
 from sinkviz.experiments.softmaxes_claims import (
     BIRTH_CLAIMS,
+    CLASSROOM,
     OFF_BY_ONE,
     SOFTMAXES,
     STANDARD,
@@ -25,7 +26,7 @@ from sinkviz.metrics import ROLES, SINK_EPSILON
 from sinkviz.models import LM, assets_folder
 from sinkviz.plots.birth import grid_birth
 from sinkviz.plots.sink_table import grid_sink_table
-from sinkviz.recipes import VARIANTS, Recipe
+from sinkviz.recipes import ALTERED, SEEDS, Recipe
 from sinkviz.scoring import score
 
 SINKS = (0, 1, 2, 4)
@@ -135,7 +136,10 @@ RETRAINED = Experiment(
     cells=_token_cells,
     measure=_measure_token,
     draw=grid_sink_table,
-    models=(STANDARD, OFF_BY_ONE, *VARIANTS),
+    models=(
+        *(run for name in (CLASSROOM, STANDARD, OFF_BY_ONE) for run in (name, *SEEDS[name])),
+        *ALTERED,
+    ),
     claims=VARIANT_CLAIMS,
 )
 
@@ -194,6 +198,6 @@ SINK_BIRTH = Experiment(
     cells=_birth_cells,
     measure=_measure_birth,
     draw=grid_birth,
-    models=("classroom-rope", *SOFTMAXES),
+    models=(CLASSROOM, *SOFTMAXES),
     claims=BIRTH_CLAIMS,
 )
