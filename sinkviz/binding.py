@@ -24,11 +24,47 @@ from transformers.cache_utils import Cache
 from sinkviz.families import Family, attention_modules
 from sinkviz.positions import alibi_bias, alibi_slopes
 
+# Hooks, and the name of the attention in a model's config, are shared by all threads.
+_TURNS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_NEW_TURN = threading.Lock()
+
+
+@contextlib.contextmanager
+def one_at_a_time(model: nn.Module) -> Iterator[None]:
+    """Let other threads wait while this one hooks, renames or runs a model."""
+    with _NEW_TURN:
+        turn = _TURNS.setdefault(model, threading.RLock())
+    with turn:
+        yield
+
 
 class BoundCache(Cache, ABC):
-    """A transformers cache that follows the passes of one model."""
+    """A transformers cache that follows the passes of one model.
+
+    ``copy.deepcopy`` gives a cache that holds the same and follows the same model, so that several
+    texts can go on from one beginning.
+    """
 
     observes = False
+
+    @abstractmethod
+    def anew(self, model: nn.Module) -> BoundCache:
+        """Return an empty cache of the same kind, for the model that this one is bound to."""
+
+    @abstractmethod
+    def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Return all that it takes to go on: tensors by name, and the clock."""
+
+    @abstractmethod
+    def restore(self, tensors: dict[str, Tensor], clock: dict[str, int]) -> None:
+        """Go on where ``state`` was taken, with a cache of the same sizes."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BoundCache:
+        """Return a cache of its own hooks, which a plain copy would lack."""
+        tensors, clock = self.state()
+        twin = self.anew(self.bound_to())
+        twin.restore({name: x.detach() for name, x in tensors.items()}, clock)
+        return twin
 
     @abstractmethod
     def begin(self, batch: int, n_new: int, attention_mask: Tensor | None) -> dict[str, Any]:
@@ -75,6 +111,7 @@ class BoundCache(Cache, ABC):
 def bind(cache: BoundCache, model: nn.Module, family: Family) -> None:
     """Let a cache follow the passes of a model, as long as the cache lives."""
     own = weakref.ref(cache)
+    cache.bound_to = weakref.ref(model)
 
     def ours(kwargs: dict[str, Any]) -> BoundCache | None:
         cache = own()
@@ -88,10 +125,10 @@ def bind(cache: BoundCache, model: nn.Module, family: Family) -> None:
                 f"{family.name} is told not to use the cache that it is given, and would get the "
                 "whole text again with every token; pass use_cache=True (to generate, too)"
             )
+        _check_new(cache, _fed(args, kwargs).shape[1], kwargs.get("attention_mask"))
         if kwargs.get("logits_to_keep") == 1 and kwargs.get("input_ids") is not None:
             kwargs = _last_part(cache, module, kwargs)
-        fed = [args[0] if args else None, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
-        ids = next(x for x in fed if x is not None)
+        ids = _fed(args, kwargs)
         changes = cache.begin(*ids.shape[:2], kwargs.get("attention_mask"))
         return args, {**kwargs, **changes}
 
@@ -99,19 +136,41 @@ def bind(cache: BoundCache, model: nn.Module, family: Family) -> None:
         if (cache := ours(kwargs)) is not None:
             cache.commit()
 
-    handles = [
-        model.register_forward_pre_hook(enter, with_kwargs=True),
-        model.register_forward_hook(leave, with_kwargs=True),
-    ]
-    if family.alibi or cache.observes:
-        slopes = alibi_slopes(model.config.get_text_config().num_attention_heads)
-        for module in attention_modules(model, family):
-            if family.alibi:
-                hook = _alibi_hook(ours, family, slopes)
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            if cache.observes:
-                handles.append(module.register_forward_hook(_observer(ours), with_kwargs=True))
-    weakref.finalize(cache, _remove, handles)
+    with one_at_a_time(model):
+        handles = [
+            model.register_forward_pre_hook(enter, with_kwargs=True),
+            model.register_forward_hook(leave, with_kwargs=True),
+        ]
+        if family.alibi or cache.observes:
+            slopes = alibi_slopes(model.config.get_text_config().num_attention_heads)
+            for module in attention_modules(model, family):
+                if family.alibi:
+                    hook = _alibi_hook(ours, family, slopes)
+                    handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+                if cache.observes:
+                    handles.append(module.register_forward_hook(_observer(ours), with_kwargs=True))
+    weakref.finalize(cache, _remove, cache.bound_to, handles)
+
+
+def _fed(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """Return what a model is given to read: ids or embeddings, (batch, token, ...)."""
+    given = [args[0] if args else None, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
+    return next(x for x in given if x is not None)
+
+
+def _check_new(cache: BoundCache, n_new: int, mask: Tensor | None) -> None:
+    """Raise ValueError where a text does not go on where the cache stands, but begins anew.
+
+    ``generate`` leaves out as many tokens as the cache has read, whatever they were. A mask is of
+    the new tokens, or of the whole text.
+    """
+    seen = cache.get_seq_length()
+    length = mask.shape[1] if mask is not None and mask.ndim == 2 else seen + n_new
+    if not n_new or length not in (n_new, seen + n_new):
+        raise ValueError(
+            f"this cache has read {seen} tokens already, and the text that it is given does not go "
+            "on from there; give the whole text so far and more, or make a new cache"
+        )
 
 
 def _last_part(cache: BoundCache, model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -133,9 +192,12 @@ def _last_part(cache: BoundCache, model: nn.Module, kwargs: dict[str, Any]) -> d
     return {**kwargs, "input_ids": parts[-1], "attention_mask": masks[-1]}
 
 
-def _remove(handles: list[Any]) -> None:
-    for handle in handles:
-        handle.remove()
+def _remove(bound_to: weakref.ref[nn.Module], handles: list[Any]) -> None:
+    if (model := bound_to()) is None:
+        return
+    with one_at_a_time(model):
+        for handle in handles:
+            handle.remove()
 
 
 def _observer(ours: Any) -> Any:

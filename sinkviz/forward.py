@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from sinkviz.attention import Band, banded_attention
-from sinkviz.binding import BoundCache
+from sinkviz.binding import BoundCache, one_at_a_time
 from sinkviz.caches import SinkCache
 from sinkviz.families import check_sliding_window, layer_kinds
 from sinkviz.models import LM, untouched
@@ -211,14 +211,15 @@ def watch(lm: LM, observe: Callable[[int, Tensor], None]) -> Iterator[None]:
         observe: reduces one layer's attention.
     """
     handles = []
-    try:
-        for layer, module in enumerate(lm.attention_modules):
-            handles.append(
-                module.register_forward_hook(
-                    lambda module, args, output, layer=layer: observe(layer, output[1])
+    with one_at_a_time(lm.model):
+        try:
+            for layer, module in enumerate(lm.attention_modules):
+                handles.append(
+                    module.register_forward_hook(
+                        lambda module, args, output, layer=layer: observe(layer, output[1])
+                    )
                 )
-            )
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

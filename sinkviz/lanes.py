@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from sinkviz.binding import BoundCache
 from sinkviz.caches import SinkCache
+from sinkviz.families import position_limit
 from sinkviz.forward import check_eager, compiled_step, forward, watch
 from sinkviz.models import LM, few_threads, untouched
 from sinkviz.policies import Dense, Policy, check_registered, parse_policy
@@ -150,12 +151,29 @@ class Lane:
         return str(self.lm.model.config._attn_implementation)
 
     def _check_length(self, n_new: int) -> None:
+        if not isinstance(self.policy, Dense):
+            return
         limit = self.lm.train_length if self.lm.family.ends else None
-        if isinstance(self.policy, Dense) and limit is not None and self.seen + n_new > limit:
+        if limit is not None and self.seen + n_new > limit:
             raise ValueError(
                 f"{self.lm.name} has positions for {limit} tokens, and full attention has reached "
                 f"{self.seen + n_new}; use a policy that forgets, or a shorter text"
             )
+        # Long scaling changes once, so that a first pass beyond the limit may be followed by more;
+        # dynamic scaling changes with every token.
+        limit = position_limit(self.lm.model, self.lm.family)
+        once = limit is not None and self._rope_type == "longrope" and self.seen > limit
+        if limit is not None and self.seen and self.seen + n_new > limit and not once:
+            raise ValueError(
+                f"the rotary frequencies of {self.lm.name} change after {limit} tokens, where keys "
+                "in the cache keep the old ones: full attention would depend on how the text is "
+                "cut; use a policy that forgets, a shorter text, or one pass for the whole text"
+            )
+
+    @property
+    def _rope_type(self) -> str | None:
+        parameters = getattr(self.lm.model.config.get_text_config(), "rope_parameters", None)
+        return (parameters or {}).get("rope_type")
 
     def _recompute(self, ids: Tensor, mask: Tensor | None, maps: bool) -> Tensor:
         batch = ids if ids.ndim == 2 else ids[None]
@@ -222,6 +240,7 @@ class Lane:
             "policy": str(self.policy),
             "model": self.lm.name,
             "dtype": str(self.lm.model.dtype),
+            "parameters": self.lm.model.num_parameters(),
             "seen": self.seen,
             "rows": [[begin, list(recent)] for begin, recent in self.rows],
         }
@@ -244,8 +263,8 @@ class Lane:
             ValueError: it was taken with another policy, model or precision.
         """
         wanted = self.state()[1]
-        for name in ("policy", "model", "dtype"):
-            if plain[name] != wanted[name]:
+        for name in ("policy", "model", "dtype", "parameters"):
+            if plain.get(name, wanted[name]) != wanted[name]:
                 raise ValueError(
                     f"this stream was saved with {name} {plain[name]}, not {wanted[name]}; "
                     "load it with the same, or begin a new one"

@@ -31,6 +31,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
 import sinkviz.classroom  # noqa: F401  (registers the classroom model with the Auto classes)
+from sinkviz.binding import one_at_a_time
 from sinkviz.caches import SinkCache
 from sinkviz.families import FAMILIES, Family, attention_modules
 from sinkviz.policies import Dense, Policy, SinkWindow, Window, parse_policy
@@ -230,24 +231,27 @@ class LM:
 def untouched(model: nn.Module, attention: str | None = None) -> Iterator[None]:
     """Run a model for measurement: no gradients, no dropout; then leave it as it was.
 
+    Other threads that ask for the same model wait meanwhile.
+
     Args:
         model: the model.
         attention: attention implementation to use meanwhile.
     """
-    # To walk all modules twice would be a tenth of a small model's step.
-    training = [module for module in model.modules() if module.training] if model.training else []
-    implementation = model.config._attn_implementation
-    try:
-        for module in training:
-            module.training = False
-        if attention is not None:
-            model.config._attn_implementation = attention
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-        model.config._attn_implementation = implementation
+    with one_at_a_time(model):
+        # To walk all modules twice would be a tenth of a small model's step.
+        training = [one for one in model.modules() if one.training] if model.training else []
+        implementation = model.config._attn_implementation
+        try:
+            for module in training:
+                module.training = False
+            if attention is not None:
+                model.config._attn_implementation = attention
+            with torch.no_grad():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+            model.config._attn_implementation = implementation
 
 
 # What is being done to a model, in the order it was begun; by the model, since several LMs may

@@ -68,6 +68,15 @@ def provenance(model: str, token_ids: np.ndarray, **more: Any) -> dict[str, Any]
     }
 
 
+def check_place(path: str | Path) -> None:
+    """Raise ValueError where no file could be written, before anything is computed for it."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent}; make it first")
+
+
 def save_tensors(
     path: str | Path, kind: str, tensors: dict[str, torch.Tensor], plain: dict[str, Any]
 ) -> Path:

@@ -85,6 +85,11 @@ class RingLayer(CacheLayerMixin):
                 f"{tuple(held.shape)} in {held.dtype} and expects {tuple(wanted)} now; make a new "
                 "cache for another model, batch or dtype"
             )
+        if key.requires_grad and held.requires_grad and self.is_initialized:
+            raise ValueError(
+                "this cache is overwritten in place, which gradients do not survive; run the model "
+                "under torch.no_grad()"
+            )
         return step
 
     def _update_head(self, key: Tensor, value: Tensor, seen: int) -> tuple[Tensor, Tensor]:

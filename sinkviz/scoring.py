@@ -17,13 +17,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sinkviz.caches import SinkCache
+from sinkviz.families import position_limit
 from sinkviz.forward import watch
 from sinkviz.lanes import Lane
 from sinkviz.metrics import ROLES
 from sinkviz.metrics import mass as mass_by_role
 from sinkviz.models import LM, Text, untouched
 from sinkviz.policies import Dense, Policy, SinkWindow, Window
-from sinkviz.records import StreamRun, load_tensors, provenance, save_tensors
+from sinkviz.records import StreamRun, check_place, load_tensors, provenance, save_tensors
 
 KIND = "score"
 SAVE_EVERY = 30.0  # seconds
@@ -80,6 +81,8 @@ def score(
     ids = lm.encode(text)
     if len(ids) < 2:
         raise ValueError("a text to score needs at least two tokens; the first predicts the next")
+    if state is not None:
+        check_place(state)
     job = _Job(lm, policy, ids, engine, mass)
     if state is not None and Path(state).is_file():
         job.restore(state)
@@ -186,16 +189,26 @@ class _Job:
     def _windows(self, batch: int) -> Iterator[Tensor]:
         """Score Recompute: one pass over the first window, then a batch of windows at a time."""
         ids, size, model = self.ids, self.policy.cache_size, self.lm.model
+        last = len(ids) - 1
         if self.done == 0:
+            # In a longer pass dynamic and long rotary scaling would turn all tokens otherwise.
+            first = min(size, last, position_limit(model, self.lm.family) or size)
             with untouched(model):
-                yield model(ids[None, : min(size, len(ids) - 1)], use_cache=False).logits[0]
+                logits = model(ids[None, :first], use_cache=False).logits[0]
+            yield logits
+        while self.done < min(size, last):
+            with untouched(model):
+                part = ids[None, : self.done + 1]
+                logits = model(part, use_cache=False, logits_to_keep=1).logits[0]
+            yield logits
         begin = ids[: self.policy.n_begin].expand(batch, -1)
-        while self.done < len(ids) - 1:
-            ends = range(self.done + 1, min(self.done + batch, len(ids) - 1) + 1)
+        while self.done < last:
+            ends = range(self.done + 1, min(self.done + batch, last) + 1)
             recent = torch.stack([ids[end - self.policy.n_recent : end] for end in ends])
             windows = torch.cat((begin[: len(recent)], recent), dim=1)
             with untouched(model):
-                yield model(windows, use_cache=False, logits_to_keep=1).logits[:, -1]
+                logits = model(windows, use_cache=False, logits_to_keep=1).logits[:, -1]
+            yield logits
 
     def _mass_observer(self, n_new: int) -> Callable[[int, Tensor], None]:
         """Return an observer that adds each layer's mass by role to the block's rows."""

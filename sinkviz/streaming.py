@@ -22,7 +22,7 @@ from sinkviz.binding import uninterrupted
 from sinkviz.lanes import KIND, Lane
 from sinkviz.models import LM, Text
 from sinkviz.policies import Policy
-from sinkviz.records import load_tensors, save_tensors
+from sinkviz.records import check_place, load_tensors, save_tensors
 from sinkviz.rows import LastRows
 from sinkviz.sampling import Sampler
 
@@ -131,6 +131,8 @@ def stream(
     """
     _check_count(max_new_tokens)
     _check_capture(capture)
+    if state is not None:
+        check_place(state)
     lane = Lane(lm, policy, compiled=compiled)
     writer = Writer(lane, Sampler(**sampling), lm.encode(prompt), capture=capture)
     if state is not None and Path(state).is_file():

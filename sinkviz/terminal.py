@@ -63,7 +63,7 @@ def _picture(path: Path | None) -> Path | None:
     """Refuse a file for a figure that is no picture, before anything is computed."""
     if path is not None and path.suffix not in (".png", ".svg", ".pdf"):
         raise typer.BadParameter(f"must end in .png, .svg or .pdf, got {path.name}")
-    return path
+    return in_a_folder(path)
 
 
 Picture = Annotated[
@@ -74,7 +74,7 @@ Picture = Annotated[
 ]
 
 
-def _in_a_folder(path: Path | None) -> Path | None:
+def in_a_folder(path: Path | None) -> Path | None:
     """Refuse a file that could not be written, before anything is computed."""
     if path is not None and not path.absolute().parent.is_dir():
         raise typer.BadParameter(f"there is no folder {path.parent}; make it first")
@@ -86,7 +86,7 @@ State = Annotated[
     typer.Option(
         metavar="FILE",
         dir_okay=False,
-        callback=_in_a_folder,
+        callback=in_a_folder,
         help="Keep the stream in a file; where it exists, go on from it. Prompt and seed then do "
         "not count.",
     ),

@@ -210,6 +210,8 @@ def test_score_draws_a_figure(model, tmp_path):
     bad = run("score", model, "--figure", str(tmp_path / "nll.docx"), code=2)
     assert ".png" in bad.output
     assert [one.name for one in tmp_path.iterdir()] == ["nll.svg"]
+    gone = run("score", model, "--figure", str(tmp_path / "gone" / "nll.svg"), code=2)
+    assert "no folder" in " ".join(gone.output.split())
 
 
 def test_stream_prints_the_text(model):
@@ -357,7 +359,8 @@ def test_report_writes_one_file(model, tmp_path):
 
 def test_report_into_a_folder_that_is_not_there(model, tmp_path):
     page = tmp_path / "gone" / "report.html"
-    plain_error(run("report", model, "-o", str(page), "--tokens", "100", code=1))
+    gone = run("report", model, "-o", str(page), "--tokens", "100", code=2)
+    assert "no folder" in " ".join(gone.output.split())
 
 
 # Ctrl-C -------------------------------------------------------------------------------------------

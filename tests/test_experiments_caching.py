@@ -533,6 +533,7 @@ def test_figures_show_the_tables():
     assert {"first eviction (16)", "training length (32)"} <= {text.get_text() for text in ax.texts}
     costs = plot_method_costs(table[table["kind"] == "cache"], against="cache")
     assert curve(costs, "Recompute") == [9.0 * 16, 9.0 * 64]
+    assert costs.get_ylabel() == "time per token (ms, log scale)"
     assert len(methods.FOUR_METHODS.draw(table).axes) == 4
     sums = sums_table({0: 8.0, 1: 2.5, 4: 2.0}, 2.1)
     assert plot_first_tokens(sums).lines[0].get_ydata() == pytest.approx(np.exp([8.0, 2.5, 2.0]))
@@ -540,17 +541,22 @@ def test_figures_show_the_tables():
     assert labels == ["0+16", "1+15", "4+12", "4 × ↵\n+12"]
     sizes = plot_cache_sizes(sizes_table(9, 8, 7, 60))
     assert [line.get_ydata().tolist() for line in sizes.lines[:2]] == [[9, 8, 7, 60], [60]]
+    assert sizes.get_ylabel() == "perplexity (log scale)"
 
 
 def test_figures_of_recall_show_the_tables():
     table = recall_table(0.2, 0.1)
     ax = plot_recall(table[table["task"] == "names"])
     assert curve(ax, "SinkWindow 4+12") == pytest.approx([0.9, 0.1])
-    assert "cache (16 tokens)" in {text.get_text() for text in ax.texts}
+    texts = {text.get_text(): text for text in ax.texts}
+    assert "cache (16 tokens)" in texts
+    # Beside the Axes, where no curve is.
+    assert texts["chance"].get_window_extent().x0 > ax.get_window_extent().x1
     assert len(recall.STREAM_EVAL.draw(table).axes) == 2
     limit = limits_table(0.0, 0.1)
     ax = plot_forgetting(limit[limit["most"].notna()])
     assert curve(ax, "SinkWindow 4+12") == [1.0, 1.0, 0.0, 0.0]
+    assert ax.get_ylabel() == "largest change of nll (nats, log scale)"
     assert len(limits.LIMITS.draw(limit).axes) == 2
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 import torch
 from naive import naive_logits
@@ -11,7 +15,7 @@ from sinkviz.caches import SinkCache
 from sinkviz.families import FAMILIES
 from sinkviz.lanes import Lane
 from sinkviz.models import LM
-from sinkviz.policies import Dense, Recompute, SinkWindow, Window
+from sinkviz.policies import TOVA, Dense, Recompute, SinkWindow, Window
 from sinkviz.scoring import score
 from sinkviz.streaming import stream
 from sinkviz.trial import try_rotary
@@ -83,8 +87,8 @@ def test_an_attention_that_takes_no_mask_is_refused_where_one_is_needed():
     assert cache.begin(1, 5, None)["attention_mask"] is None
 
 
-@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
-def test_positions_stay_where_rotary_scaling_does_not_change(rope_type):
+def scaled(rope_type: str) -> LM:
+    """A model whose rotary frequencies change after 40 tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     factors = (
@@ -105,7 +109,12 @@ def test_positions_stay_where_rotary_scaling_does_not_change(rope_type):
         bos_token_id=0,
         eos_token_id=None,
     )
-    lm = LM(LlamaForCausalLM(config).double().eval(), name=rope_type)
+    return LM(LlamaForCausalLM(config).double().eval(), name=rope_type)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_positions_stay_where_rotary_scaling_does_not_change(rope_type):
+    lm = scaled(rope_type)
     with pytest.raises(ValueError, match="40 positions apart.*frequencies change.*has 40"):
         SinkCache(lm.model, 4, 36)
     expected = naive_logits(lm, text(200), POLICY)
@@ -113,6 +122,62 @@ def test_positions_stay_where_rotary_scaling_does_not_change(rope_type):
         lane = Lane(lm, POLICY)
         found = torch.cat([lane.read(part) for part in text(200).split(size)])
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_full_attention_does_not_cross_a_change_of_frequencies(rope_type):
+    """Keys in the cache would keep the old ones, and the result follow the cut of the text."""
+    lm, ids = scaled(rope_type), text(60)
+    with torch.no_grad():
+        whole = lm.model(ids[None], use_cache=False).logits[0]
+    torch.testing.assert_close(Lane(lm, Dense()).read(ids), whole)
+    for options in ({"engine": "stepwise"}, {"block": 25}):
+        with pytest.raises(ValueError, match="frequencies of .* change after 40 tokens"):
+            score(lm, ids, Dense(), **options)
+    lane = Lane(lm, Dense())
+    lane.feed(ids[:50])  # long from the first token on
+    if rope_type == "longrope":
+        torch.testing.assert_close(lane.feed(ids[50:]), whole[-1])
+    else:
+        with pytest.raises(ValueError, match="change after 40 tokens"):
+            lane.feed(ids[50:])
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+@pytest.mark.parametrize("size", [30, 50])
+def test_windows_run_afresh_grow_past_a_change_of_frequencies(rope_type, size):
+    lm, ids = scaled(rope_type), text(70)
+    found, expected = (score(lm, ids, Recompute(size), engine=e) for e in ("parallel", "stepwise"))
+    np.testing.assert_allclose(found.nll[1:], expected.nll[1:], atol=1e-4)
+
+
+def test_a_model_that_attends_in_chunks_of_the_text_is_refused_a_cache_that_moves_keys():
+    from transformers import Llama4ForCausalLM, Llama4TextConfig
+
+    torch.manual_seed(0)
+    config = Llama4TextConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=32,
+        intermediate_size_mlp=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_local_experts=2,
+        no_rope_layers=[1, 1],
+        attention_chunk_size=8,
+        layer_types=["chunked_attention", "full_attention"],
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    lm = LM(Llama4ForCausalLM(config).eval(), name="llama4")
+    for policy in (SinkWindow(2, 4), TOVA(6)):
+        with pytest.raises(ValueError, match="within chunks of 8 tokens .* use Dense or Recompute"):
+            Lane(lm, policy)
+    found, expected = (score(lm, text(40), Dense(), engine=e) for e in ("parallel", "stepwise"))
+    np.testing.assert_allclose(found.nll[1:], expected.nll[1:], atol=1e-3)
 
 
 def test_a_cache_belongs_to_its_model():
@@ -213,6 +278,29 @@ def test_two_streams_take_turns_on_one_model():
                 torch.testing.assert_close(lane.feed(ids[i : i + 1]), logits[i], atol=1e-9, rtol=0)
 
 
+def test_threads_that_share_a_model_wait_for_each_other():
+    """Or one would run under the attention that another has asked for, and leave it behind."""
+    lm, ids, policy = zoo_float32("llama"), text(120), SinkWindow(3, 9)
+    expected = score(lm, ids, policy, block=16).nll[1:]
+    written = [step.token_id for step in stream(lm, Dense(), ids[:9], max_new_tokens=40)]
+
+    def work(turn: int) -> bool:
+        if turn % 2:
+            steps = stream(lm, Dense(), ids[:9], max_new_tokens=40, capture=True)
+            return [step.token_id for step in steps] == written
+        return bool(np.allclose(score(lm, ids, policy, block=16).nll[1:], expected, atol=1e-4))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(work, range(8)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert lm.model.config._attn_implementation == "sdpa"
+    assert not any(module._forward_hooks for module in lm.attention_modules)
+
+
 def test_logits_that_are_not_numbers_are_reported():
     lm = zoo_float32("llama")
     lm.model.lm_head.weight.data[3] = torch.nan
@@ -255,6 +343,19 @@ def test_a_saved_lane_goes_on_and_knows_what_it_belongs_to(tmp_path):
         stream(lm, Window(5), text(3), state=stream_file(lm, tmp_path))
     with pytest.raises(FileNotFoundError):
         Lane.load(lm, tmp_path / "none")
+    wider = LM(zoo_float32("falcon-new").model, name="llama")  # of the same name
+    with pytest.raises(ValueError, match=r"saved with parameters \d+, not \d+"):
+        Lane.load(wider, path)
+
+
+def test_a_state_that_could_not_be_written_is_refused_before_anything_is_computed(tmp_path):
+    lm = zoo_float32("llama")
+    places = {tmp_path / "gone" / "a": "there is no folder .*gone; make it first"}
+    for place, message in (places | {tmp_path: "is a folder; name a file in it"}).items():
+        with pytest.raises(ValueError, match=message):
+            stream(lm, POLICY, text(5), state=place)
+        with pytest.raises(ValueError, match=message):
+            score(lm, text(5), POLICY, state=place)
 
 
 def stream_file(lm, folder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from naive import naive_logits
@@ -9,8 +11,9 @@ from transformers import DynamicCache, TextStreamer
 from zoo import ZOO, zoo_float32, zoo_model
 
 from sinkviz.caches import SinkCache
+from sinkviz.lanes import Lane
 from sinkviz.models import LM, load
-from sinkviz.policies import SinkWindow
+from sinkviz.policies import TOVA, SinkWindow
 from sinkviz.scoring import score
 
 POLICY = SinkWindow(2, 8)
@@ -167,6 +170,51 @@ def test_one_line_is_enough():
     assert written == lm.decode(found[0, ids.shape[1] :])
     with pytest.raises(ValueError, match="policy"):
         load("classroom-rope", device="cpu").generate("Once")
+
+
+@pytest.mark.parametrize("name", ["llama", "mpt", "gemma3_text"])
+def test_a_copy_of_a_cache_goes_on_from_the_same_beginning(name):
+    """As transformers' guides reuse a prompt: ``copy.deepcopy(prompt_cache)``."""
+    with zoo_model(name) as lm:
+        begin, ends, cache = text(25), (text(6, 2), text(4, 3)), sink_cache(lm)
+        lm.model(begin[None], past_key_values=cache, use_cache=True)
+        for ids in (torch.cat((begin, end)) for end in ends):
+            found = lm.model.generate(
+                ids[None], past_key_values=deepcopy(cache), max_new_tokens=5, **GREEDY
+            )
+            assert found[0].tolist() == greedy(lm, ids, 5)
+        assert cache.seen == 25
+
+
+def test_a_copy_of_a_cache_by_attention_goes_on_too():
+    lm, ids = zoo_float32("llama"), text(20)
+    lane, twin = Lane(lm, TOVA(6)), Lane(lm, TOVA(6))
+    lane.feed(ids[:15])
+    twin.cache = deepcopy(lane.cache)
+    for i in range(15, 20):
+        assert torch.equal(lane.feed(ids[i : i + 1]), twin.feed(ids[i : i + 1]))
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+def test_gradients_through_a_cache_are_refused(name):
+    lm, ids = zoo_float32(name), text(12)
+    cache = sink_cache(lm)
+    lm.model(ids[None, :10], past_key_values=cache, use_cache=True).logits.sum().backward()
+    with pytest.raises(ValueError, match=r"overwritten in place.*torch\.no_grad"):
+        lm.model(ids[None, 10:11], past_key_values=cache, use_cache=True)
+
+
+@pytest.mark.parametrize("name", ["llama", "gptj"])
+def test_a_text_that_the_cache_has_read_already_is_refused(name):
+    """As when the cell of a notebook is run again."""
+    lm = zoo_float32(name)
+    options = {"past_key_values": sink_cache(lm), "max_new_tokens": 20, **GREEDY}
+    lm.model.generate(text(9)[None], **options)
+    with pytest.raises(ValueError, match="this cache has read 28 tokens already"):
+        lm.model.generate(text(9)[None], **options)
+    with pytest.raises(ValueError, match="does not go on from there"):
+        mask = torch.ones(1, 9, dtype=torch.long)  # of five tokens, or of thirty-three
+        lm.model(text(5)[None], attention_mask=mask, past_key_values=options["past_key_values"])
 
 
 def test_what_generate_cannot_do_is_said():

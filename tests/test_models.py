@@ -20,7 +20,7 @@ from sinkviz.classroom import POSITIONS, SOFTMAXES, ClassroomConfig, ClassroomFo
 from sinkviz.corpus import draw_batch, train_tokenizer
 from sinkviz.experiments import first_token_sinks, measure, tidy, x_plus_y
 from sinkviz.models import LM, load
-from sinkviz.policies import Dense, SinkWindow, Window
+from sinkviz.policies import H2O, Dense, SinkWindow, Window
 from sinkviz.recipes import RECIPES, Recipe
 from sinkviz.report import write_report
 from sinkviz.scoring import score
@@ -74,6 +74,18 @@ def test_learned_positions_end_with_a_clear_error():
     lm = tiny_classroom(position="learned", max_position_embeddings=16)
     with pytest.raises(ValueError, match="learned positions end at 15, got 39"):
         lm.model(IDS[None])
+
+
+@pytest.mark.parametrize("position", ["learned", "sinusoidal"])
+def test_positions_in_the_keys_are_refused_by_the_name_of_the_model(position, tmp_path):
+    made = tiny_classroom(torch.float32, position=position)
+    with pytest.raises(ValueError, match=f"^sinkviz_classroom has {position} positions"):
+        made.cache(SinkWindow(4, 28))
+    made.model.save_pretrained(tmp_path / "our-model")
+    loaded = load(str(tmp_path / "our-model"))
+    for policy in (SinkWindow(4, 28), Window(32), H2O(4, 28)):
+        with pytest.raises(ValueError, match=f"^our-model has {position} .* use Dense or Recomp"):
+            loaded.cache(policy)
 
 
 def test_a_saved_model_comes_back_the_same(tmp_path):

@@ -22,6 +22,7 @@ from sinkviz.terminal import (
     Skip,
     Source,
     Tokens,
+    in_a_folder,
     say,
     show,
 )
@@ -78,7 +79,10 @@ def report(
     model: Model,
     text: Source = "stories",
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The HTML file to write.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", callback=in_a_folder, help="The HTML file to write."
+        ),
     ] = Path("report.html"),
     policies: ReportPolicies = None,
     tokens: Tokens = 4000,
@@ -172,7 +176,10 @@ def card(
 def grade(
     folder: Annotated[Path, typer.Argument(help="Of submitted notebooks, subfolders included.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The CSV file to write.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", callback=in_a_folder, help="The CSV file to write."
+        ),
     ] = Path("grades.csv"),
     seconds: Annotated[float, typer.Option(min=1, help="Time limit per notebook.")] = 120.0,
     as_json: Json = False,
