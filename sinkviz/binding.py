@@ -125,7 +125,7 @@ def bind(cache: BoundCache, model: nn.Module, family: Family) -> None:
                 f"{family.name} is told not to use the cache that it is given, and would get the "
                 "whole text again with every token; pass use_cache=True (to generate, too)"
             )
-        _check_new(cache, _fed(args, kwargs).shape[1], kwargs.get("attention_mask"))
+        _check_new(cache, _fed(args, kwargs).shape[1], kwargs)
         if kwargs.get("logits_to_keep") == 1 and kwargs.get("input_ids") is not None:
             kwargs = _last_part(cache, module, kwargs)
         ids = _fed(args, kwargs)
@@ -158,15 +158,18 @@ def _fed(args: tuple, kwargs: dict[str, Any]) -> Tensor:
     return next(x for x in given if x is not None)
 
 
-def _check_new(cache: BoundCache, n_new: int, mask: Tensor | None) -> None:
+def _check_new(cache: BoundCache, n_new: int, kwargs: dict[str, Any]) -> None:
     """Raise ValueError where a text does not go on where the cache stands, but begins anew.
 
     ``generate`` leaves out as many tokens as the cache has read, whatever they were. A mask is of
-    the new tokens, or of the whole text.
+    the new tokens, or of the whole text. Where there is none, what is left of a text that the cache
+    is past stands at positions that it is past.
     """
     seen = cache.get_seq_length()
+    mask, position = kwargs.get("attention_mask"), kwargs.get("position_ids")
     length = mask.shape[1] if mask is not None and mask.ndim == 2 else seen + n_new
-    if not n_new or length not in (n_new, seen + n_new):
+    past = n_new and mask is None and position is not None and int(position.max()) < seen
+    if not n_new or past or length not in (n_new, seen + n_new):
         raise ValueError(
             f"this cache has read {seen} tokens already, and the text that it is given does not go "
             "on from there; give the whole text so far and more, or make a new cache"

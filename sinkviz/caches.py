@@ -20,6 +20,7 @@ from sinkviz.binding import BoundCache, additive, bind, uninterrupted
 from sinkviz.families import (
     check_movable_keys,
     check_sliding_window,
+    layer_devices,
     layer_kinds,
     position_limit,
 )
@@ -397,10 +398,11 @@ class SinkCache(BoundCache):
     def restore(self, tensors: dict[str, Tensor], clock: dict[str, int]) -> None:
         """Go on where ``state`` was taken, with a cache of the same sizes."""
         self.reset()
-        for index, layer in enumerate(self.layers):
+        devices = layer_devices(self.bound_to(), self.family)
+        for index, (layer, device) in enumerate(zip(self.layers, devices, strict=True)):
             if f"layers.{index}.keys" in tensors:
                 held = (
-                    tensors[f"layers.{index}.{name}"].to(self._device)
+                    tensors[f"layers.{index}.{name}"].to(device)
                     for name in ("keys", "values", "sinks")
                 )
                 layer.restore(*held)

@@ -7,6 +7,7 @@ nothing about caches or policies.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,18 @@ def attention_modules(model: nn.Module, family: Family) -> list[nn.Module]:
         if name.rpartition(".")[2] == family.attention and hasattr(module, "layer_idx")
     ]
     return sorted(found, key=lambda module: module.layer_idx)
+
+
+def computes_on(module: nn.Module) -> torch.device:
+    """Return the device that a module computes on, wherever accelerate keeps its weights."""
+    kept = next(chain(module.parameters(), module.buffers())).device
+    if kept.type != "meta":
+        return kept
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
+    named = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((device for device in named if device is not None), "cpu"))
+
+
+def layer_devices(model: nn.Module, family: Family) -> list[torch.device]:
+    """Return where each layer's keys and values are made, first layer first."""
+    return [computes_on(module) for module in attention_modules(model, family)]

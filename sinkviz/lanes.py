@@ -19,7 +19,8 @@ from transformers import DynamicCache
 
 from sinkviz.binding import BoundCache
 from sinkviz.caches import SinkCache
-from sinkviz.families import position_limit
+from sinkviz.families import layer_devices, position_limit
+from sinkviz.fingerprints import weights_of
 from sinkviz.forward import check_eager, compiled_step, forward, watch
 from sinkviz.models import LM, few_threads, untouched
 from sinkviz.policies import Dense, Policy, check_registered, parse_policy
@@ -148,7 +149,7 @@ class Lane:
         """How blocks attend: over a folded band, or with the model's own function."""
         if self.lm.family.interface and isinstance(self.cache, SinkCache):
             return "folded band"
-        return str(self.lm.model.config._attn_implementation)
+        return self.lm.attention
 
     def _check_length(self, n_new: int) -> None:
         if not isinstance(self.policy, Dense):
@@ -241,6 +242,7 @@ class Lane:
             "model": self.lm.name,
             "dtype": str(self.lm.model.dtype),
             "parameters": self.lm.model.num_parameters(),
+            "weights": weights_of(self.lm.model),
             "seen": self.seen,
             "rows": [[begin, list(recent)] for begin, recent in self.rows],
         }
@@ -260,21 +262,21 @@ class Lane:
         """Go on where ``state`` was taken.
 
         Raises:
-            ValueError: it was taken with another policy, model or precision.
+            ValueError: it was taken with another policy, model, precision or other weights.
         """
         wanted = self.state()[1]
-        for name in ("policy", "model", "dtype", "parameters"):
-            if plain.get(name, wanted[name]) != wanted[name]:
+        for name in ("policy", "model", "dtype", "parameters", "weights"):
+            known = None not in (plain.get(name), wanted[name])  # older files know less
+            if known and plain[name] != wanted[name]:
                 raise ValueError(
                     f"this stream was saved with {name} {plain[name]}, not {wanted[name]}; "
                     "load it with the same, or begin a new one"
                 )
         if isinstance(self.cache, DynamicCache):
-            index = 0
-            while f"layers.{index}.keys" in tensors:
-                held = (tensors[f"layers.{index}.{name}"] for name in ("keys", "values"))
-                self.cache.update(*(x.to(self.lm.device) for x in held), index)
-                index += 1
+            for index, device in enumerate(layer_devices(self.lm.model, self.lm.family)):
+                if f"layers.{index}.keys" in tensors:
+                    held = (tensors[f"layers.{index}.{name}"] for name in ("keys", "values"))
+                    self.cache.update(*(x.to(device) for x in held), index)
         elif self.cache is not None:
             self.cache.restore(tensors, plain["clock"])
             if isinstance(self.cache, RankedCache):

@@ -33,7 +33,7 @@ from transformers.utils import logging
 import sinkviz.classroom  # noqa: F401  (registers the classroom model with the Auto classes)
 from sinkviz.binding import one_at_a_time
 from sinkviz.caches import SinkCache
-from sinkviz.families import FAMILIES, Family, attention_modules
+from sinkviz.families import FAMILIES, Family, attention_modules, computes_on
 from sinkviz.policies import Dense, Policy, SinkWindow, Window, parse_policy
 from sinkviz.ranked import RankedCache
 from sinkviz.trial import family_of
@@ -104,12 +104,15 @@ class LM:
         return "; ".join(_CHANGES.get(self.model, ()))
 
     @property
+    def attention(self) -> str:
+        """The attention implementation; of another thread's measurement it shows nothing."""
+        with one_at_a_time(self.model):
+            return str(self.model.config._attn_implementation)
+
+    @property
     def device(self) -> torch.device:
         """Where token ids must lie."""
-        if self.model.device.type != "meta":
-            return self.model.device
-        # accelerate keeps the weights elsewhere, and brings them where its hook computes.
-        return torch.device(getattr(self.model._hf_hook, "execution_device", None) or "cpu")
+        return computes_on(self.model)
 
     @property
     def train_length(self) -> int | None:
@@ -126,7 +129,7 @@ class LM:
 
         Raises:
             ValueError: the text is empty, or a string was given to a model without a tokenizer,
-                or an id is not in the vocabulary.
+                or an id is no whole number or not in the vocabulary.
         """
         if isinstance(text, str):
             if self.tokenizer is None:
@@ -136,9 +139,12 @@ class LM:
             # Long texts are the point here, so no warning about the training length.
             text = self.tokenizer(text, verbose=False)["input_ids"]
             text = [*getattr(self.model.config, "sink_ids", ()), *text]
-        ids = torch.as_tensor(text, dtype=torch.long).flatten()
-        if not len(ids):
+        given = torch.as_tensor(text).flatten()
+        if not len(given):
             raise ValueError("the text is empty; give at least one token")
+        if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
+            raise ValueError(f"token ids must be whole numbers, got {given.dtype}")
+        ids = given.long()
         size = self.model.config.vocab_size
         if int(ids.min()) < 0 or int(ids.max()) >= size:
             raise ValueError(

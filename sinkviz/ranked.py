@@ -19,6 +19,7 @@ from sinkviz.binding import BoundCache, bind, uninterrupted
 from sinkviz.families import (
     check_movable_keys,
     check_sliding_window,
+    layer_devices,
     layer_kinds,
     position_limit,
 )
@@ -248,10 +249,11 @@ class RankedCache(BoundCache):
     def restore(self, tensors: dict[str, Tensor], clock: dict[str, int]) -> None:
         """Go on where ``state`` was taken, with a cache of the same policy."""
         self.reset()
-        for index, layer in enumerate(self.layers):
+        devices = layer_devices(self.bound_to(), self.family)
+        for index, (layer, device) in enumerate(zip(self.layers, devices, strict=True)):
             held = {name: tensors.get(f"layers.{index}.{name}") for name in HELD}
             layer.restore(
-                {name: x.to(self._device) for name, x in held.items() if x is not None},
+                {name: x.to(device) for name, x in held.items() if x is not None},
                 clock["seen"],
             )
         if not self.policy.by_attention and self.seen:

@@ -78,12 +78,7 @@ class RankedLayer(CacheLayerMixin):
         Raises:
             ValueError: no pass is under way.
         """
-        step = self.step
-        if step is None:
-            raise ValueError(
-                "this cache belongs to another model, or its model was not called itself: call "
-                "the model that the cache was made for, with past_key_values=cache"
-            )
+        step = self._under_way()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         now = torch.arange(self.seen, self.seen + step.n_new, device=key_states.device)
@@ -96,6 +91,14 @@ class RankedLayer(CacheLayerMixin):
         stay = self._stay(step)
         self._pending = {name: _joined(getattr(self, name), stay, x) for name, x in new.items()}
         return self._turned(self._pending["keys"]), self._pending["values"]
+
+    def _under_way(self) -> Pass:
+        if self.step is None:
+            raise ValueError(
+                "this cache belongs to another model, or its model was not called itself: call "
+                "the model that the cache was made for, with past_key_values=cache"
+            )
+        return self.step
 
     @property
     def passing(self) -> Int[Tensor, "row head key"]:
@@ -150,8 +153,12 @@ class RankedLayer(CacheLayerMixin):
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many keys this pass meets, and the mask's offset."""
-        n_key = self.step.n_key if self.step else self.seen + query_length
+        """Return how many keys this pass meets, and the mask's offset.
+
+        Raises:
+            ValueError: no pass is under way: another model asks.
+        """
+        n_key = self._under_way().n_key
         return n_key, self.seen + query_length - n_key
 
     def get_max_length(self) -> int:

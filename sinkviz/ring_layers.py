@@ -70,13 +70,22 @@ class RingLayer(CacheLayerMixin):
             return self._update_slot(key_states, value_states)
         return self._update_band(key_states, value_states, step)
 
-    def _check(self, key: Tensor) -> Pass:
-        step = self.ring.step
-        if step is None:
+    @property
+    def step(self) -> Pass:
+        """The pass under way.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.ring.step is None:
             raise ValueError(
                 "this cache belongs to another model, or its model was not called itself: call "
                 "the model that the cache was made for, with past_key_values=cache"
             )
+        return self.ring.step
+
+    def _check(self, key: Tensor) -> Pass:
+        step = self.step
         held = self.keys if self.is_initialized else key
         wanted = (*held.shape[:2], step.n_new, held.shape[3])
         if key.shape != wanted or key.dtype != held.dtype:
@@ -193,14 +202,17 @@ class RingLayer(CacheLayerMixin):
         return self.ring.size - 1 if self.ring.clock.compiled else self.ring.clock.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many keys the next ``query_length`` queries meet, and the mask's offset."""
+        """Return how many keys the ``query_length`` queries of this pass meet; the mask's offset.
+
+        Raises:
+            ValueError: no pass is under way: another model asks.
+        """
         ring = self.ring
         if ring.clock.compiled:
             return ring.size, 0
-        if ring.layout(query_length) == "head":
-            return ring.clock.seen + query_length, 0
-        n_key = ring.size - 1 + query_length
-        return n_key, ring.clock.seen + query_length - n_key
+        layout, end = self.step.layout, ring.clock.seen + query_length
+        n_key = end if layout == "head" else ring.size - 1 + query_length
+        return n_key, end - n_key
 
     def get_max_length(self) -> int:
         """Return the number of slots."""

@@ -5,6 +5,7 @@ Knows nothing about models or caches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +30,8 @@ class Sampler:
         seed: of the generator.
 
     Raises:
-        ValueError: the temperature is negative, or transformers refuses another number.
+        ValueError: a number is not finite, the temperature is negative, or transformers refuses
+            another.
 
     Example:
         >>> Sampler()(torch.tensor([0.0, 2.0, 1.0]), recent=[])
@@ -45,6 +47,14 @@ class Sampler:
         repetition_penalty: float = 1.0,
         seed: int = 0,
     ) -> None:
+        options = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "repetition_penalty": repetition_penalty,
+        }
+        for name, value in options.items():
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {temperature}; 0 is greedy")
         self.temperature = temperature

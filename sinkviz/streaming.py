@@ -107,7 +107,8 @@ def stream(
     Args:
         lm: the language model.
         policy: what stays in the cache.
-        prompt: text or ids to begin with; it may be longer than the cache.
+        prompt: text or ids to begin with; it may be longer than the cache, and empty where the
+            stream goes on from a state.
         max_new_tokens: how many to generate; None goes on until the caller stops.
         stop: end after the text that was generated ends with this.
         state: a file to keep the stream in. Where it exists, the stream goes on from it, and the
@@ -134,8 +135,10 @@ def stream(
     if state is not None:
         check_place(state)
     lane = Lane(lm, policy, compiled=compiled)
-    writer = Writer(lane, Sampler(**sampling), lm.encode(prompt), capture=capture)
-    if state is not None and Path(state).is_file():
+    goes_on = state is not None and Path(state).is_file()
+    ids = torch.zeros(0, dtype=torch.long) if goes_on else lm.encode(prompt)
+    writer = Writer(lane, Sampler(**sampling), ids, capture=capture)
+    if goes_on:
         writer.restore(state)
     return _stream(writer, max_new_tokens, stop, state)
 

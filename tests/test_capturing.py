@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -229,6 +231,22 @@ def test_nothing_is_left_behind_wherever_it_breaks_off(name, monkeypatch):
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
         assert observing._WATCHER.get() is None
         assert torch.equal(last_logits(lm, lambda: plain(lm)), expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "mpt"])
+def test_threads_capture_one_model_as_one_alone_does(name):
+    lm = zoo_float32(name)
+    expected = capture(lm, IDS, keep="maps")
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for found in pool.map(lambda turn: capture(lm, IDS, keep="maps"), range(12)):
+                assert np.array_equal(found.attention, expected.attention)
+                assert found.provenance == expected.provenance
+    finally:
+        sys.setswitchinterval(interval)
+    assert lm.model.config._attn_implementation == expected.provenance["attention"]
 
 
 def test_a_hook_that_is_already_there_may_capture_too():

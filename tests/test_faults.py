@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from zoo import zoo_float32, zoo_model
 
 from sinkviz.caches import SinkCache
 from sinkviz.families import FAMILIES
+from sinkviz.fingerprints import weights_of
 from sinkviz.lanes import Lane
-from sinkviz.models import LM
+from sinkviz.models import LM, untouched
 from sinkviz.policies import TOVA, Dense, Recompute, SinkWindow, Window
+from sinkviz.ranked import RankedCache
+from sinkviz.records import load_tensors, save_tensors
 from sinkviz.scoring import score
 from sinkviz.streaming import stream
 from sinkviz.trial import try_rotary
@@ -186,6 +190,16 @@ def test_a_cache_belongs_to_its_model():
     lm.model(text(5)[None], past_key_values=cache)
     with pytest.raises(ValueError, match="this cache belongs to another model"):
         other.model(text(1)[None], past_key_values=cache)
+    for stranger in (other, zoo_float32("mpt")):
+        for used in (SinkCache(lm.model, 2, 6), RankedCache(lm.model, TOVA(6))):
+            with untouched(lm.model, "eager"):
+                for _ in range(6):
+                    lm.model(text(1)[None], past_key_values=used)
+            for prompt in (text(3), text(9)):  # shorter than what the cache has read, or longer
+                with pytest.raises(ValueError, match="this cache belongs to another model"):
+                    stranger.model.generate(
+                        prompt[None], past_key_values=used, use_cache=True, max_new_tokens=2
+                    )
     with pytest.raises(ValueError, match="was not called itself"):
         lm.model.model(text(1)[None], past_key_values=cache)
     with pytest.raises(ValueError, match=r"keys of \(2, 2, 1, 16\).*do not fit this cache"):
@@ -326,8 +340,10 @@ def test_a_saved_stream_goes_on_as_if_nothing_had_happened(name, policy, tmp_pat
         found += [next(steps).token_id for _ in range(n_new)]
         steps.close()
     assert found == whole
+    (step,) = stream(lm, policy, "", max_new_tokens=1, state=path)  # nothing is left to begin with
+    assert step.position == 9 + 60
     lane = Lane.load(lm, path)
-    assert lane.seen == 9 + 60 - 1
+    assert lane.seen == 9 + 60
 
 
 def test_a_saved_lane_goes_on_and_knows_what_it_belongs_to(tmp_path):
@@ -346,6 +362,47 @@ def test_a_saved_lane_goes_on_and_knows_what_it_belongs_to(tmp_path):
     wider = LM(zoo_float32("falcon-new").model, name="llama")  # of the same name
     with pytest.raises(ValueError, match=r"saved with parameters \d+, not \d+"):
         Lane.load(wider, path)
+    trained = zoo_float32("llama")
+    for weight in trained.model.parameters():
+        weight.data *= 1 + 1e-6  # as little as float32 can tell
+    with pytest.raises(ValueError, match=r"saved with weights \w{16}, not \w{16}; load it with"):
+        Lane.load(trained, path)
+    with pytest.raises(ValueError, match="saved with weights"):
+        stream(trained, POLICY, text(3), state=stream_file(lm, tmp_path))
+    tensors, plain = load_tensors(path, "lane")
+    del plain["weights"], plain["parameters"]  # as older files are
+    older = save_tensors(tmp_path / "older", "lane", tensors, plain)
+    assert torch.equal(Lane.load(lm, older).feed(text(2)), Lane.load(lm, path).feed(text(2)))
+
+
+def test_a_fingerprint_is_of_all_weights_and_of_nothing_else():
+    lm = zoo_float32("llama")
+    before = weights_of(lm.model)
+    lm.model(text(5)[None])
+    assert weights_of(lm.model.eval()) == before == weights_of(zoo_float32("llama").model)
+    for weight in lm.model.parameters():
+        kept = weight.data.clone()
+        weight.data += 0.5
+        assert weights_of(lm.model) != before
+        weight.data = kept.T.contiguous().T if kept.ndim == 2 else kept  # the same, laid out anew
+        assert weights_of(lm.model) == before
+    assert weights_of(lm.model.to("meta")) is None
+
+
+@pytest.mark.parametrize("policy", [Dense(), POLICY], ids=str)
+def test_a_saved_lane_goes_back_to_where_each_layer_computes(policy, tmp_path):
+    lm = zoo_float32("llama")
+    lane = Lane(lm, policy)
+    lane.feed(text(20))
+    path = lane.save(tmp_path / "lane")
+    # As accelerate leaves a layer whose weights lie on a disk; "meta" stands for a second device.
+    lm.attention_modules[1].to("meta")
+    lm.attention_modules[1].o_proj._hf_hook = SimpleNamespace(execution_device="meta")
+    found = [layer.keys.device.type for layer in Lane.load(lm, path).cache.layers]
+    assert found == ["cpu", "meta"]
+    ranked = RankedCache(lm.model, SinkWindow(2, 6))
+    ranked.restore({f"layers.{i}.keys": torch.zeros(1, 2, 5, 16) for i in range(2)}, {"seen": 5})
+    assert [layer.keys.device.type for layer in ranked.layers] == ["cpu", "meta"]
 
 
 def test_a_state_that_could_not_be_written_is_refused_before_anything_is_computed(tmp_path):

@@ -212,6 +212,11 @@ def test_a_text_that_the_cache_has_read_already_is_refused(name):
     lm.model.generate(text(9)[None], **options)
     with pytest.raises(ValueError, match="this cache has read 28 tokens already"):
         lm.model.generate(text(9)[None], **options)
+    few = {"past_key_values": sink_cache(lm), "max_new_tokens": 6, **GREEDY}
+    lm.model.generate(text(9)[None], **few)  # of which generate would leave out 14 of 9
+    for prompt in (text(9), text(14)):
+        with pytest.raises(ValueError, match="this cache has read 14 tokens already"):
+            lm.model.generate(prompt[None], **few)
     with pytest.raises(ValueError, match="does not go on from there"):
         mask = torch.ones(1, 9, dtype=torch.long)  # of five tokens, or of thirty-three
         lm.model(text(5)[None], attention_mask=mask, past_key_values=options["past_key_values"])

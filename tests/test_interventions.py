@@ -344,6 +344,32 @@ def test_nothing_is_left_on_the_model_wherever_it_breaks_off(name, error):
     assert np.array_equal(capture(lm, IDS).received, plain)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
+def test_changes_leave_in_any_order_and_the_others_stay_in_force(order):
+    lm, fresh = zoo_float32("llama"), zoo_float32("llama")
+    before, plain = state_of(lm), capture(lm, IDS).attention
+    makes = [
+        lambda lm: forbid(lm, 0),
+        lambda lm: zero_value(lm, 3),
+        lambda lm: null_key(lm, 2.0, layers=1),
+    ]
+
+    def found(lm) -> tuple[np.ndarray, np.ndarray]:
+        return capture(lm, IDS).attention, score(lm, IDS, SinkWindow(4, 8), block=7).nll[1:]
+
+    changes = dict(enumerate(make(lm) for make in makes))
+    for change in changes.values():
+        change.__enter__()
+    for one in order:
+        changes.pop(one).__exit__(None, None, None)
+        with within(makes[other](fresh) for other in changes):
+            expected = found(fresh)
+        for a, b in zip(found(lm), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert state_of(lm) == before
+    np.testing.assert_array_equal(capture(lm, IDS).attention, plain)
+
+
 def test_a_break_within_does_not_end_the_intervention():
     lm = zoo_float32("llama")
     with forbid(lm, 0):

@@ -237,6 +237,21 @@ def test_mass_sums_to_one_and_sinks_are_counted():
         (lambda lm: compare(lm, [Dense()], text=[1]), "at least two tokens"),
         (lambda lm: compare(lm, [Dense()], prompt=[1], max_new_tokens=0), "at least 1"),
         (lambda lm: compare(lm, [Dense()], prompt=[1], temperature=-1.0), "at least 0"),
+        (
+            lambda lm: stream(lm, Dense(), [1], temperature=float("nan")),
+            "temperature must be a finite number, got nan",
+        ),
+        (
+            lambda lm: stream(lm, Dense(), [1], repetition_penalty=float("inf")),
+            "repetition_penalty must be a finite number",
+        ),
+        (
+            lambda lm: stream(lm, Dense(), [1], temperature=1.0, top_p=float("nan")),
+            "top_p must be a finite number",
+        ),
+        (lambda lm: stream(lm, Dense(), ""), "no tokenizer"),
+        (lambda lm: score(lm, torch.rand(9) * 9, Dense()), "whole numbers, got torch.float32"),
+        (lambda lm: score(lm, [True, False], Dense()), "whole numbers, got torch.bool"),
     ],
 )
 def test_bad_input_says_what_to_do(call, message):

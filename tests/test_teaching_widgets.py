@@ -642,6 +642,20 @@ def test_page_of_the_fan_computes_as_the_twin_does(open_file, trace):
     hold_fan(open_file(null), null)
 
 
+OUTSIDE = """() => [...document.querySelectorAll("svg text")].filter((one) => {
+  const [own, all] = [one, one.ownerSVGElement].map((x) => x.getBoundingClientRect());
+  return own.left < all.left - 1 || own.right > all.right + 1;
+}).map((one) => one.textContent)"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [360, 480, 640, 900])
+def test_nothing_of_the_fan_is_cut_off_on_a_narrow_page(open_file, trace, width):
+    for fan in (AlibiFan(8, trace), AlibiFan(32)):
+        page = open_file(fan, viewport={"width": width, "height": 900})
+        assert page.evaluate(OUTSIDE) == []
+
+
 @pytest.mark.browser
 def test_page_of_the_birth_links_map_and_curves(open_file):
     birth = SinkBirth("classroom-rope")

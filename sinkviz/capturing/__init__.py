@@ -226,7 +226,7 @@ def _trace(
             host_ids,
             device=str(lm.device),
             engine=engine_of(lm),
-            attention=lm.model.config._attn_implementation,
+            attention=lm.attention,
             interventions=lm.changes,
         ),
         distance_edges=distance_edges(n_tokens) if "distance" in plan.statistics else None,

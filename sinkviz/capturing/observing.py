@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sinkviz.binding import one_at_a_time
 from sinkviz.capturing.gathering import Gathered, Kept
 from sinkviz.capturing.statistics import Plan
 from sinkviz.families import attention_modules
@@ -84,7 +85,7 @@ def pass_size(lm: LM, n_tokens: int, n_texts: int = 1) -> int:
     All of them, as the plain model takes them, where its attention never holds whole maps and its
     mask no bias for each head and pair of tokens.
     """
-    fused = lm.model.config._attn_implementation != "eager" and lm.family.positions != "bias"
+    fused = lm.attention != "eager" and lm.family.positions != "bias"
     if engine_of(lm) == "interface" and fused:
         return n_tokens
     n_heads = lm.model.config.get_text_config().num_attention_heads
@@ -130,6 +131,7 @@ def observe(
         [nn.functional.pad(x, (0, n_tokens - len(x)), value=int(x[-1])) for x in texts]
     )
     with (
+        one_at_a_time(lm.model),
         _watched_by(lm, modules, gathered),
         watching,
         _residuals(lm, modules, gathered),

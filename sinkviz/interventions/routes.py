@@ -101,14 +101,22 @@ class Route:
 
     Args:
         own: the config of the model.
-        whereabouts: of the tokens.
+
+    Attributes:
+        changes: in force now, and what each knows of where the tokens stand: one may go before
+            another that came later, and takes its hooks along.
     """
 
     _attn_implementation = REROUTED
 
-    def __init__(self, own: Any, whereabouts: Whereabouts) -> None:
-        self.own, self.whereabouts = own, whereabouts
-        self.changes: list[Change] = []
+    def __init__(self, own: Any) -> None:
+        self.own = own
+        self.changes: dict[Change, Whereabouts] = {}
+
+    @property
+    def whereabouts(self) -> Whereabouts:
+        """Where the tokens stand: the same for all changes."""
+        return next(iter(self.changes.values()))
 
     def __getattr__(self, name: str) -> Any:
         if name == "own":  # not there yet, as in a copy
@@ -169,24 +177,31 @@ def goes_through_interface(module: nn.Module) -> bool:
     return hasattr(sys.modules[type(module).__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
+# The attention that each explicit change of a model has found. They need not leave in the order in
+# which they came: whichever does puts back what the last one found.
+_FOUND: weakref.WeakKeyDictionary[nn.Module, list[str]] = weakref.WeakKeyDictionary()
+
+
 @contextlib.contextmanager
 def rerouted(model: nn.Module, modules: Sequence[nn.Module], change: Change) -> Iterator[None]:
     """Change the attention of some modules, and leave the model as it was afterwards."""
-    implementation, where, handles = model.config._attn_implementation, Whereabouts(), []
+    where, handles, found = Whereabouts(), [], _FOUND.setdefault(model, [])
+    if change.explicit:
+        found.append(model.config._attn_implementation)
     try:
         handles.append(model.register_forward_pre_hook(where.note_model, with_kwargs=True))
         for module in modules:
             handles.append(module.register_forward_pre_hook(where.note_module, with_kwargs=True))
             if not isinstance(module.config, Route):
-                module.config = Route(module.config, where)
-            module.config.changes.append(change)
+                module.config = Route(module.config)
+            module.config.changes[change] = where
         if change.explicit:
             model.config._attn_implementation = EXPLICIT
         with uncompiled(model):
             yield
     finally:
         if change.explicit:
-            model.config._attn_implementation = implementation
+            model.config._attn_implementation = found.pop()
         for module in modules:
             if isinstance(module.config, Route):
                 _leave(module, change)
@@ -196,7 +211,7 @@ def rerouted(model: nn.Module, modules: Sequence[nn.Module], change: Change) -> 
 
 def _leave(module: nn.Module, change: Change) -> None:
     route = module.config
-    route.changes = [other for other in route.changes if other is not change]
+    route.changes = {one: where for one, where in route.changes.items() if one is not change}
     if not route.changes:
         module.config = route.own
 

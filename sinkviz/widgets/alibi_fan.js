@@ -2,6 +2,7 @@
 
 const FAN = 260; // height, pixels
 const RIGHT = 128; // room for the names of the heads
+const BESIDE = 200; // side of the maps below which their titles need the whole width
 
 // As the authors' code: a geometric sequence, extended where the number is no power of two.
 function alibiSlopes(n) {
@@ -111,30 +112,33 @@ function render({ model, el }) {
     const pair = get("pair");
     const scores = unpack(get("scores"), scales, pair, n);
     const null0 = nulls && nulls.slice(pair * n, (pair + 1) * n);
-    const label = Math.min(84, Math.max(16, ...tokens.map((one) => 6 * Math.min(one.length, 12))));
-    const side = Math.min(330, (width - 2 * label - 40) / 2);
+    const label = Math.min(84, Math.max(22, ...tokens.map((one) => 6 + 6 * Math.min(one.length, 12))));
+    const beside = (width - 2 * label - 40) / 2;
+    const stacked = beside < BESIDE;
+    const side = Math.min(330, stacked ? width - label - 6 : beside);
     const size = side / n;
     const named = size >= 8 && tokens.some((one) => one);
     const parts = [];
     const found = [0, get("biasing") ? slope : 0].map((by, i) => {
       const map = attention(scores, n, by, null0);
-      const left = label + i * (side + label + 34);
+      const [left, top] = stacked ? [label, i * (side + 68)] : [label + i * (side + label + 34), 0];
       const title = i === 0 ? (pairs.length ? `layer ${pairs[pair][0]}, head ${pairs[pair][1]}` : "all scores equal") : by ? `with the bias of head ${get("head")}` : "no bias added";
       const { first, far } = summary(map, n);
-      parts.push(svg("text", { x: left, y: 14, class: "big" }, title));
-      parts.push(svg("text", { x: left, y: 30 }, `first token ${percent(first)}, ${far.toFixed(1)} tokens back`));
+      parts.push(svg("text", { x: left, y: top + 14, class: "big" }, title));
+      parts.push(svg("text", { x: left, y: top + 30 }, `first token ${percent(first)}, ${far.toFixed(1)} tokens back`));
       // The square root of the share, as in the figures: a sink saturates a linear scale.
-      parts.push(...triangle(n, size, left, 40, "attention", (query, key) => Math.sqrt(map[row(query) + key])));
+      parts.push(...triangle(n, size, left, top + 40, "attention", (query, key) => Math.sqrt(map[row(query) + key])));
       for (let at = 0; at < n; at += named ? 1 : 8) {
         const text = named ? (tokens[at].length > 12 ? `${tokens[at].slice(0, 11)}\u2026` : tokens[at]) : at;
-        parts.push(svg("text", { x: left - 4, y: 40 + (at + 0.5) * size + 3, "text-anchor": "end", class: "small", style: named ? `font-size: ${Math.min(10, size * 1.1)}px` : null }, text));
+        parts.push(svg("text", { x: left - 4, y: top + 40 + (at + 0.5) * size + 3, "text-anchor": "end", class: "small", style: named ? `font-size: ${Math.min(10, size * 1.1)}px` : null }, text));
       }
-      parts.push(svg("text", { x: left + side / 2, y: 40 + side + 14, "text-anchor": "middle" }, "key \u2192 (queries from top to bottom)"));
+      parts.push(svg("text", { x: left + side / 2, y: top + 40 + side + 14, "text-anchor": "middle" }, "key \u2192 (queries from top to bottom)"));
       return { first, far };
     });
     const labels = [0, 0.05, 0.2, 0.5, 1].map((share) => [Math.sqrt(share), share]);
-    parts.push(...colourBar(label, 40 + side + 26, Math.min(220, side), "attention", labels, "attention (share, square-root scale)"));
-    const high = side + 96;
+    const below = side + (stacked ? side + 68 : 0); // the last map
+    parts.push(...colourBar(label, 40 + below + 26, Math.min(220, side, width - label - 212), "attention", labels, "attention (share, square-root scale)"));
+    const high = below + 96;
     maps.setAttribute("height", high);
     maps.setAttribute("viewBox", `0 0 ${width} ${high}`);
     maps.setAttribute("aria-label", `Attention without and with the bias: the first token gets ${percent(found[0].first)} and ${percent(found[1].first)}`);
