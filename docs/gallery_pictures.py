@@ -326,10 +326,11 @@ SEEN = {
     "while the loss falls slowly; the first token's share grows in every layer.",
     "attention_costs": "Time and memory written out rise with the square of the length, others "
     "less; a window needs sinks, and shared keys shrink the cache.",
-    "retrained": "Three seeds of the standard softmax lose without sinks, three of off-by-one do "
-    "not; their losses fall alike.",
+    "retrained": "Seeds of the classroom model lose much without sinks, of the standard softmax "
+    "little, of off-by-one nothing; their losses fall alike.",
     "retrained_lengths": "Nine curves of perplexity against length in three tight bundles, one per "
-    "scheme: the three seeds of ALiBi fall together, those of rotary and sinusoidal positions rise.",
+    "scheme: the three seeds of ALiBi fall together, those of rotary and sinusoidal positions "
+    "rise.",
     "limits": "Left, what a changed beginning still changes dies out after a few caches. Right, "
     "right answers fall to chance once the answer is further away than the cache.",
 }
