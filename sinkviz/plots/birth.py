@@ -112,10 +112,13 @@ def _mark_phases(ax: Axes, table: pd.DataFrame, decays: bool) -> None:
 
 def _step_axis(ax: Axes, table: pd.DataFrame) -> None:
     """Give the x axis a logarithmic scale of training steps."""
+    first, last = table["step"].min(), table["step"].max()
     ax.set_xscale("log")
-    ax.set_xlim(table["step"].min(), table["step"].max())
-    ax.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 3.0)))
-    # Short ones: in a narrow figure 1,000, 3,000 and 10,000 would stand on each other.
+    ax.set_xlim(first, last)
+    # Between powers of ten, and in few letters: in a narrow figure they would stand on each other.
+    decade = size_in_points(ax)[0] / max(1, np.log10(last / first))
+    fits = decade > 11 * points("xtick.labelsize")
+    ax.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 3.0) if fits else (1.0,)))
     ax.xaxis.set_major_formatter(
         FuncFormatter(lambda step, _: f"{step / 1e3:g} k" if step >= 1e3 else f"{step:g}")
     )
