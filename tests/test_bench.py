@@ -125,8 +125,9 @@ def test_decode_takes_the_large_model_where_there_is_room(monkeypatch):
 
     monkeypatch.setattr(decode, "random_lm", random_lm)
     monkeypatch.setattr(decode, "pick_device", lambda: torch.device("cuda"))
-    expected = [("random", "cuda", torch.bfloat16), ("random Llama-2-7B", "cuda", torch.bfloat16)]
-    for free, shapes in ((10e9, expected[:1]), (40e9, expected)):
+    names = ("random", "random 12 x 12", "random Llama-2-7B")
+    expected = [(name, "cuda", torch.bfloat16) for name in names]
+    for free, shapes in ((10e9, expected[:2]), (40e9, expected)):
         made.clear()
         monkeypatch.setattr(decode, "free_memory", lambda device, free=free: free)
         assert list(decode.bench_decode(sizes=(16,), compiled=False, repeat=1))
