@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sinkviz.bench.measure import (
+    MEDIUM,
     Row,
     Shape,
     alternate,
@@ -37,7 +38,7 @@ from sinkviz.streaming import stream
 LENGTHS = (1024, 2048, 4096, 8192)
 LENGTHS_ON_CUDA = (*LENGTHS, 16384, 32768)
 CACHES = (256, 1024)
-SHAPE = Shape("random Llama", 768, 12, 12, 2048)
+SHAPE = replace(MEDIUM, name="random Llama")
 LEAN = ("received", "mass")
 # Whole maps of more tokens take gigabytes.
 MAPS_UP_TO = 1024

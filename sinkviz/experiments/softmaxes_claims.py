@@ -13,10 +13,11 @@ import pandas as pd
 from sinkviz.experiments.judging import nats, unanimous
 from sinkviz.experiments.running import Claim
 from sinkviz.plots.birth import BORN, born_at
+from sinkviz.recipes import SEEDS
 
 NO_BEGIN, TOKEN, OFF_BY_ONE = "softmax-no-begin", "softmax-sink-token", "softmax-off-by-one"
 STANDARD, LOGIT, GATED = "softmax-standard", "softmax-sink-logit", "softmax-gated"
-CLASSROOM, SEEDS = "classroom-rope", ("-seed-1", "-seed-2")
+CLASSROOM = "classroom-rope"
 SOFTMAXES = (STANDARD, NO_BEGIN, TOKEN, OFF_BY_ONE, LOGIT, GATED)
 
 
@@ -196,16 +197,16 @@ BIRTH_CLAIMS = (
 # Runs of one recipe -------------------------------------------------------------------------------
 
 
-def _of_variants(table: pd.DataFrame, *endings: str, base: str = STANDARD) -> dict[str, float]:
+def _of_variants(table: pd.DataFrame, *endings: str) -> dict[str, float]:
     """Return the sink rates of a model and its variants, by ending, of those that were measured."""
-    rates = {end: _value(table, base + end, "sink rate") for end in endings}
+    rates = {end: _value(table, STANDARD + end, "sink rate") for end in endings}
     return {end or "as it is": rate for end, rate in rates.items() if rate is not None}
 
 
 def _spread(table: pd.DataFrame) -> tuple[bool | None, str]:
     cliffs, said = {}, []
     for base in (STANDARD, OFF_BY_ONE):
-        names = [base + end for end in ("", *SEEDS)]
+        names = (base, *SEEDS[base])
         found = {name: _perplexities(table, name) for name in names}
         if any(one is None for one in found.values()):
             return _missing(table, *names)
@@ -221,7 +222,7 @@ def _spread(table: pd.DataFrame) -> tuple[bool | None, str]:
 
 
 def _collapse(table: pd.DataFrame) -> tuple[bool | None, str]:
-    names = [CLASSROOM + end for end in ("", *SEEDS)]
+    names = (CLASSROOM, *SEEDS[CLASSROOM])
     found = {name: _perplexities(table, name) for name in names}
     known = {name: one for name, one in found.items() if one is not None}
     if len(known) < 2:
@@ -246,7 +247,8 @@ def _rates_rise(*endings: str) -> Callable[[pd.DataFrame], tuple[bool | None, st
         if len(rates) < 2:
             return _missing(table, *(STANDARD + end for end in endings))
         said = ", ".join(f"{end.strip('-')} {rate:.0%}" for end, rate in rates.items())
-        seeds = list(_of_variants(table, "", *SEEDS).values())
+        runs = (_value(table, name, "sink rate") for name in (STANDARD, *SEEDS[STANDARD]))
+        seeds = [rate for rate in runs if rate is not None]
         spread, steps = max(seeds) - min(seeds), np.diff(list(rates.values()))
         said = f"sink rate: {said}; {len(seeds)} seeds of one recipe spread by {spread:.0%}"
         return None if np.abs(steps).max() <= spread else bool((steps > 0).all()), said
