@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from sinkviz.attention import Band, banded_attention
+from sinkviz.attention import banded_attention
+from sinkviz.bands import Band
 from sinkviz.binding import BoundCache, one_at_a_time
 from sinkviz.caches import SinkCache
 from sinkviz.families import check_sliding_window, layer_kinds
@@ -46,7 +47,7 @@ def forward(
 
     A block may be longer than the cache: every token still sees exactly what the policy lets it
     see. Where the model lets its attention be replaced, the block attends over a band
-    (``sinkviz.attention.Band``); elsewhere the cache makes a mask and copies of the sinks.
+    (``sinkviz.bands.Band``); elsewhere the cache makes a mask and copies of the sinks.
 
     Args:
         lm: the language model.

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sinkviz.attention import Band
+from sinkviz.bands import Band
 from sinkviz.positions import rotation_by
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sinkviz.attention import Band, banded_attention, null_softmax
+from sinkviz import folding
+from sinkviz.attention import banded_attention, null_softmax
+from sinkviz.bands import Band
 from sinkviz.metrics import ROLES, entropy, mass, perplexity, received_attention, sink_rate
 from sinkviz.policies import Dense, Recompute, SinkWindow, Window, parse_policy, visibility
 from sinkviz.positions import alibi_slopes, rotary_frequencies, rotate, rotation_by, t5_bucket
@@ -125,8 +127,12 @@ def test_banded_attention_is_attention_where_all_is_visible():
 @pytest.mark.parametrize("padding", [(0,), (0, 3, 41)], ids=str)
 @pytest.mark.parametrize("seen", [0, 3, 50])
 @pytest.mark.parametrize(("n_sink", "n_recent"), [(0, 5), (2, 5), (4, 40), (0, 1), (3, 1)])
-def test_folded_attention_equals_whole_attention(n_sink, n_recent, seen, padding, options):
+@pytest.mark.parametrize("heads_at_once", [1, 2])
+def test_folded_attention_equals_whole_attention(
+    n_sink, n_recent, seen, padding, options, heads_at_once, monkeypatch
+):
     """A block is folded into groups of queries; in the definition every query meets every key."""
+    monkeypatch.setattr(folding, "_heads_at_once", lambda device, scores: heads_at_once)
     generator = torch.Generator().manual_seed(0)
     n_query, rows = 75, len(padding)
     query = torch.arange(seen, seen + n_query)[None] - torch.tensor(padding)[:, None]

@@ -18,7 +18,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sinkviz.attention import Band, banded_attention, null_softmax
+from sinkviz.attention import banded_attention, null_softmax
+from sinkviz.bands import Band
 from sinkviz.classroom import eager_attention_forward
 from sinkviz.models import LM
 

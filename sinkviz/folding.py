@@ -1,0 +1,113 @@
+"""Attention over a band at a cost that follows the window, in plain products of matrices.
+
+Knows nothing about models or caches: tensors in, tensors out.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sinkviz.bands import Band, turned
+
+# Scores that a GPU holds at once: 64 MB.
+MOST_SCORES = 2**24
+
+
+def folded_attention(
+    query: Float[Tensor, "batch head query dimension"],
+    key: Float[Tensor, "batch kv_head key dimension"],
+    value: Float[Tensor, "batch kv_head key dimension"],
+    band: Band,
+    scaling: float,
+    s_aux: Float[Tensor, " head"] | None = None,
+    softcap: float | None = None,
+) -> Float[Tensor, "batch query head dimension"]:
+    """Attend over a band in folds: each group of neighbouring queries meets its stretch of keys.
+
+    On a processor the stretches are read where they lie, overlapping, a head at a time, and its
+    scores stay nearby; a GPU gets copies of them and few large products.
+
+    Args:
+        query: see ``sinkviz.attention.banded_attention``.
+        key: likewise.
+        value: likewise.
+        band: what each query sees; it has a window.
+        scaling: factor of the dot products.
+        s_aux: one null logit per head.
+        softcap: scores are squeezed into (-softcap, softcap) with a tanh.
+    """
+    batch, heads, n_query, size = query.shape
+    kv_heads, n_sink, folds = key.shape[1], band.n_sink, band.folds
+    shared, width = heads // kv_heads, folds.width
+    mask = query.new_zeros(folds.outside.shape).masked_fill(folds.outside, -torch.inf)
+    mask = mask.repeat(shared, 1)
+    hidden = None
+    if softcap is not None or folds.missing or not band.all_filled:
+        hidden = folds.hidden.repeat(1, 1, shared, 1).expand(batch, -1, -1, -1)
+
+    def folded(x: Tensor) -> Tensor:
+        """Queries by fold, those of heads that share keys together."""
+        x = pad(x, (0, 0, 0, folds.spare)) if folds.spare else x
+        x = x.unflatten(1, (kv_heads, shared)).unflatten(3, (folds.count, folds.size))
+        return x.transpose(2, 3).flatten(3, 4)
+
+    def filled(x: Tensor) -> Tensor:
+        """The sinks and the band, with something in every place."""
+        if not (folds.missing or folds.spare):
+            return x
+        rest = pad(x[:, :, n_sink:], (0, 0, folds.missing, folds.spare))
+        return torch.cat((x[:, :, :n_sink], rest), 2)
+
+    near, far = folded(query), folded(turned(query, band)) if n_sink else None
+    # In front of a fold's stretch lie as many keys as there are sinks, which take their places.
+    keys = filled(key).unfold(2, width, folds.size)
+    values = filled(value)[:, :, n_sink:].unfold(2, width - n_sink, folds.size).transpose(-1, -2)
+    output = query.new_empty(batch, folds.count * folds.size, heads, size)
+    by_fold = output.unflatten(2, (kv_heads, shared)).unflatten(1, (folds.count, folds.size))
+    by_fold = by_fold.permute(0, 3, 1, 4, 2, 5)  # row, kv_head, fold, shared, query, dimension
+
+    def attend(row: int, heads: slice) -> None:
+        scores = torch.baddbmm(
+            mask, near[row, heads].flatten(0, 1), keys[row, heads].flatten(0, 1), alpha=scaling
+        )
+        if n_sink:
+            sinks = key[row, heads, :n_sink].transpose(-1, -2)
+            to_sinks = scores.view(len(sinks), -1, width)[..., :n_sink]
+            to_sinks.baddbmm_(far[row, heads].flatten(1, 2), sinks, beta=0, alpha=scaling)
+        if softcap is not None:
+            scores = capped(scores, softcap)
+        if hidden is not None:
+            alike = scores.unflatten(0, (-1, folds.count))
+            scores = alike.masked_fill(hidden[row], -torch.inf).flatten(0, 1)
+        if s_aux is not None:
+            null = s_aux.view(kv_heads, 1, shared, 1)[heads].to(scores)
+            null = null.expand(-1, folds.count, shared, folds.size).reshape(*scores.shape[:2], 1)
+            scores = torch.cat((scores, null), -1)
+        attention = scores.softmax(-1, dtype=torch.promote_types(torch.float32, scores.dtype))
+        attention = attention[..., :width].to(value.dtype)
+        found = torch.bmm(attention[..., n_sink:], values[row, heads].flatten(0, 1))
+        if n_sink:
+            of_sinks = attention[..., :n_sink].unflatten(0, (-1, folds.count)).flatten(1, 2)
+            by_head = found.view(len(of_sinks), -1, size)
+            by_head.baddbmm_(of_sinks, value[row, heads, :n_sink])
+        target = by_fold[row, heads]
+        target.copy_(found.view(target.shape))
+
+    step = _heads_at_once(query.device, folds.count * shared * folds.size * width)
+    for row in range(batch):
+        for head in range(0, kv_heads, step):
+            attend(row, slice(head, head + step))
+    return output[:, :n_query]
+
+
+def _heads_at_once(device: torch.device, scores: int) -> int:
+    """Return how many heads of so many scores each go into one product."""
+    return 1 if device.type == "cpu" else max(1, MOST_SCORES // scores)
+
+
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """Return scores squeezed into (-softcap, softcap) with a tanh, or as they are."""
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
