@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention import flex_attention
 from zoo import zoo_float32
 
-from sinkviz.capturing import capture, fused, gathering, kernels
+from sinkviz.capturing import capture, fused, gathering, kernels, observing
 from sinkviz.capturing.sights import Sight
 from sinkviz.capturing.statistics import LayerStatistics, Plan
 from sinkviz.metrics import ROLES, entropy, mass, received_attention
@@ -331,6 +331,7 @@ def test_where_it_does_not_compile_blocks_do_it_after_one_warning(monkeypatch, o
     def fail(*args):
         raise NotImplementedError("NYI: no kernel for this\nand a long story")
 
+    monkeypatch.setattr(observing, "FUSED_ATTENTION", "unheard")
     monkeypatch.setattr(kernels, "_run", lambda: fail)
     lm, options = zoo_float32("llama"), {"keep": "statistics", "statistics": SUMS}
     with pytest.warns(RuntimeWarning, match="does not work here .*no kernel for this\\); ") as said:

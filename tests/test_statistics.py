@@ -13,11 +13,12 @@ from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache
 from zoo import ZOO, zoo_float32, zoo_model
 
-from sinkviz.capturing import capture, capture_scores, gathering, reducing
+from sinkviz.capturing import capture, capture_scores, gathering, observing, reducing, tiling
 from sinkviz.capturing.reducing import reduce_products
 from sinkviz.capturing.sights import Sight
 from sinkviz.capturing.statistics import LayerStatistics, Plan, distance_edges
 from sinkviz.families import attention_modules
+from sinkviz.metrics import ROLES, entropy, mass
 from sinkviz.models import untouched
 
 LENGTH = 45
@@ -233,6 +234,65 @@ def test_in_single_precision_the_same_queries_and_keys_give_the_same(
     tolerance = 1e-6 if scale == 1 else 1e-5
     assert_equal_statistics(trace, wide, tolerance, {"entropy": 5 * tolerance})
     np.testing.assert_allclose(whole, maps[1], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1, 40])
+@pytest.mark.parametrize("kind", ["plain", "sliding", "hidden"])
+@pytest.mark.parametrize("size", [(256, 1024), (32, 100), (7, 3)], ids=str)
+def test_sums_by_tiles_are_those_of_whole_maps(kind, scale, size, monkeypatch):
+    """In parts of rows and keys, with the logarithms of the sums that the softmax divides by."""
+    monkeypatch.setattr(tiling, "ROWS", size[0])
+    monkeypatch.setattr(tiling, "KEYS", size[1])
+    generator = torch.Generator().manual_seed(4)
+    n, heads = 300, 4
+    query, key = (torch.randn(h, n, 32, generator=generator) * scale**0.5 for h in (heads, 2))
+    visible = torch.ones(n, n, dtype=torch.bool).tril()
+    if kind == "sliding":
+        visible &= visible.triu(-40)
+    if kind == "hidden":
+        visible[:, 10:30] = False
+        visible.fill_diagonal_(True)
+    mask = None if kind == "plain" else visible[None]
+    scores = query.double() @ key.double().repeat_interleave(2, 0).mT / math.sqrt(32)
+    scores = scores.masked_fill(~visible, -torch.inf)
+    maps, log_sums = scores.softmax(-1), scores.logsumexp(-1).float()
+
+    plan = Plan(n, ("received", "mass", "entropy"), n_sink=2, n_recent=8)
+    found = LayerStatistics(plan, heads, query.device, torch.float32)
+    for first, last in ((0, 130), (130, n)):
+        sight = Sight(first, last, None if mask is None else mask[:, first:last, :last])
+        part = slice(first, last)
+        given = query[:, part], key[:, :last], sight, 32**-0.5, log_sums[:, part]
+        tiling.reduce_tiles(found, *given)
+    result = found.result()
+    tolerance = 1e-6 if scale == 1 else 1e-4
+    by_role = mass(maps, plan.n_sink, plan.n_recent)
+    wide = {
+        "received": maps.sum(1) / visible.sum(0),
+        "entropy": entropy(maps),
+        "mass": torch.stack([by_role[role] for role in ROLES], -1),
+    }
+    for name, expected in wide.items():
+        more = 5 if name == "entropy" else 1
+        torch.testing.assert_close(result[name].double(), expected, atol=more * tolerance, rtol=0)
+
+
+def test_a_fused_attention_is_overheard_and_nothing_else(monkeypatch):
+    """Where a kernel says what it divides by, sums take tiles; the results are the same."""
+    lm, lean = zoo_float32("llama"), {"keep": "statistics", "statistics": ["received", "mass"]}
+    used, reduce = [], tiling.reduce_tiles
+    monkeypatch.setattr(gathering, "reduce_tiles", lambda *args: used.append(reduce(*args)))
+    heard = capture(lm, text(), **lean)
+    assert len(used) == heard.n_layers
+    whole = capture(lm, text(), keep="statistics")
+    one_map = capture(lm, text(), keep=[(0, 0)], statistics=["received"])
+    assert len(used) == 2 * heard.n_layers - 1
+    monkeypatch.setattr(observing, "FUSED_ATTENTION", "another")
+    unheard = capture(lm, text(), **lean)
+    assert len(used) == 2 * heard.n_layers - 1
+    for trace in (whole, one_map, unheard):
+        np.testing.assert_allclose(trace.received, heard.received, atol=1e-6)
+    np.testing.assert_allclose(unheard.mass, heard.mass, atol=1e-6)
 
 
 def wide_maps(query, key, sight, scaling, softcap=None, null=None) -> torch.Tensor:

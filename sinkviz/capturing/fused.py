@@ -17,7 +17,6 @@ from sinkviz.capturing.reducing import reduce_products
 from sinkviz.capturing.sights import Sight
 from sinkviz.capturing.statistics import LayerStatistics, Plan
 
-STATISTICS = {"received", "mass", "entropy", "norms"}
 DEVICES = {"cuda"}
 DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 # Blocks of rows are done with shorter passes before a kernel is compiled.
@@ -38,12 +37,10 @@ def serves(found: LayerStatistics, query: Tensor, sight: Sight) -> bool:
         query: (head, query, dimension) of a pass.
         sight: who sees whom.
     """
-    plan = found.plan
-    sums_alone = not (plan.queries or plan.scores or found.kept)
     one_mask = sight.mask is None or (not sight.adds and len(sight.mask) == 1)
     fits = query.shape[1] >= LEAST_QUERIES and query.shape[2] >= LEAST_COLUMNS
     runs = query.device.type in DEVICES and query.dtype in DTYPES and not _given_up
-    return runs and fits and one_mask and sums_alone and STATISTICS.issuperset(plan.statistics)
+    return runs and fits and one_mask and found.plan.sums_alone and not found.kept
 
 
 def reduce_fused(

@@ -17,6 +17,7 @@ from sinkviz.capturing.fused import reduce_fused, serves
 from sinkviz.capturing.reducing import reduce_products, reduce_weights
 from sinkviz.capturing.sights import Sight
 from sinkviz.capturing.statistics import LayerStatistics, Plan
+from sinkviz.capturing.tiling import reduce_tiles
 
 Kept = Sequence[tuple[int, int, Tensor]]
 
@@ -56,6 +57,7 @@ class Gathered:
         value: Float[Tensor, "row kv_head key value_dimension"],
         mask: Any,
         more: dict[str, Any],
+        log_sums: Float[Tensor, "row head query"] | None = None,
     ) -> None:
         """Take in a call of the attention interface.
 
@@ -66,6 +68,7 @@ class Gathered:
             value: likewise.
             mask: as the interface has it: (row, head, query, key), or None.
             more: its further arguments.
+            log_sums: logarithms of the sums that its softmax divides by, where they are known.
         """
         first, n_new = self._own(query.shape[2], key.shape[2])
         if n_new <= 0:
@@ -80,8 +83,14 @@ class Gathered:
         scaling = more.get("scaling") or query.shape[-1] ** -0.5
         found = self._statistics(layer, own)
         keys = key[self.row, :, :stop]
-        reduce = reduce_fused if serves(found, own, sight) else reduce_products
-        reduce(found, own, keys, sight, scaling, more.get("softcap"), more.get("s_aux"))
+        given = found, own, keys, sight, scaling
+        sums_alone = self.plan.sums_alone and not (found.kept or sight.adds)
+        if serves(found, own, sight):
+            reduce_fused(*given, more.get("softcap"), more.get("s_aux"))
+        elif log_sums is not None and sums_alone:
+            reduce_tiles(*given, log_sums[self.row, :, :n_new])
+        else:
+            reduce_products(*given, more.get("softcap"), more.get("s_aux"))
         self.note(layer, "key_norm", key[:, :, first:])
         self.note(layer, "value_norm", value[:, :, first:])
         self.done(n_new)

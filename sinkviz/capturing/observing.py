@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -29,6 +31,8 @@ from sinkviz.families import attention_modules
 from sinkviz.models import LM, untouched
 
 OBSERVED = "sinkviz_observed"
+# Returns the attended values, and the logarithms of the sums that its softmax divides by.
+FUSED_ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
 # Weights that a model in eager mode may hold at a time; longer texts are fed in parts.
 EAGER_BYTES = 64 * 2**20
 
@@ -57,11 +61,39 @@ def _observed(
     watcher = _WATCHER.get()
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(watcher.own, eager)
-    output = attend(module, query, key, value, attention_mask, **kwargs)
-    if module in watcher.layers:
-        for one in watcher.gathered:
-            one.see(watcher.layers[module], query, key, value, attention_mask, kwargs)
+    given = module, query, key, value, attention_mask
+    if module not in watcher.layers:
+        return attend(*given, **kwargs)
+    heard = _LogSums()
+    with heard if any(one.plan.sums_alone for one in watcher.gathered) else nullcontext():
+        output = attend(*given, **kwargs)
+    layer = watcher.layers[module]
+    for one in watcher.gathered:
+        one.see(layer, query, key, value, attention_mask, kwargs, heard.of(query))
     return output
+
+
+class _LogSums(TorchDispatchMode):
+    """Overhears what torch's fused attention computes anyway: what each query's softmax divides by.
+
+    Operators are as they were: what they return is passed on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._heard: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look on; change nothing."""
+        found = func(*args, **(kwargs or {}))
+        if func.name() == FUSED_ATTENTION:
+            self._heard.append(found[1])
+        return found
+
+    def of(self, query: Tensor) -> Tensor | None:
+        """Return (row, head, query) of the one attention that was heard, or None."""
+        heard, self._heard = self._heard, []
+        return heard[0] if [x.shape for x in heard] == [query.shape[:3]] else None
 
 
 def _own_mask(*args: Any, **kwargs: Any) -> Any:

@@ -80,9 +80,9 @@ def reduce_products(
         some = query[heads].to(found.dtype).contiguous()
         keys = key[head // shared : -(-(head + at_once) // shared)].to(found.dtype)
         null = None if null_logit is None else null_logit[heads, None, None].to(some)
-        largest = softcap or _largest_score(some, keys, scaling, null)
+        largest = softcap or largest_score(some, keys, scaling, null)
         bounded = largest <= BOUND and not sight.adds and found.scores is None
-        keys = _in_columns(keys, scaling)
+        keys = in_columns(keys, scaling)
         for row, n_rows in row_blocks(sight.first, n_query, budget, found.plan.cell):
             start = sight.start(row, found.plan.cell)
             stop = sight.first + row + n_rows
@@ -102,13 +102,13 @@ def _heads_at_once(query: Tensor) -> int:
     return 1 if query.device.type == "cpu" else len(query)
 
 
-def _largest_score(query: Tensor, key: Tensor, scaling: float, null: Tensor | None) -> float:
+def largest_score(query: Tensor, key: Tensor, scaling: float, null: Tensor | None = None) -> float:
     """Return what no score can pass: by Cauchy and Schwarz, and the null logits."""
     largest = float(query.norm(dim=-1).amax() * key.norm(dim=-1).amax()) * scaling
     return largest if null is None else max(largest, float(null.abs().amax()))
 
 
-def _in_columns(keys: Float[Tensor, "head key dimension"], scaling: float) -> Tensor:
+def in_columns(keys: Float[Tensor, "head key dimension"], scaling: float) -> Tensor:
     """Return scaled keys side by side, which makes products with few rows half as long.
 
     A processor transposes best by a product: each number is one product and many zeros, exactly.

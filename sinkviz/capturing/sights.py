@@ -55,6 +55,11 @@ class Sight:
         # A bias is no mask: only numbers that no sum of scores makes up for hide a key.
         return self.mask.amax(0) > torch.finfo(self.mask.dtype).min / 2
 
+    @property
+    def has_gaps(self) -> bool:
+        """Whether a query may miss more keys than those after it."""
+        return self._visible is not None
+
     @cached_property
     def _starts(self) -> list[int] | None:
         """The first key that each query sees."""

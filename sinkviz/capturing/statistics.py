@@ -20,6 +20,8 @@ from sinkviz.metrics import ROLES
 # Blocks whose sums over rows are added in single precision before they are in double.
 FEW_BLOCKS = 8
 STATISTICS = ("received", "mass", "entropy", "distance", "pooled", "norms")
+# Those for which no weight is wanted for itself, and pairs may be added in any parts and order.
+SUMS = frozenset(("received", "mass", "entropy", "norms"))
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Plan:
     top_k: int = 8
     cell: int = 1
     scores: bool = False
+
+    @property
+    def sums_alone(self) -> bool:
+        """Whether only ``SUMS`` are wanted."""
+        return SUMS.issuperset(self.statistics) and not (self.queries or self.scores)
 
 
 def distance_edges(n_tokens: int) -> tuple[int, ...]:
@@ -170,7 +177,8 @@ class LayerStatistics:
         Args:
             heads: which heads.
             first: text position of the block's first query.
-            start: text position of its first key; the last key is the last query's own.
+            start: text position of its first key; the last key is the last query's own, or of a
+                part of the block where only ``SUMS`` are wanted: all its queries' own, or none.
             weights: in memory from ``scratch``; zero where a query does not see a key. They may be
                 overwritten.
             share: what to multiply each row of weights by to get attention.
@@ -187,10 +195,11 @@ class LayerStatistics:
                 self._columns(heads)[:, keys] += column
         elif "received" in sums:
             self._columns(heads)[:, None, keys].baddbmm_(share[:, None], weights)
-        if "self" in sums:
+        near = start < plan.n_sink or keys.stop > first - plan.n_recent + 1
+        if near and "self" in sums:
             self._divide(heads, first, start, weights, share, null)
         if "entropy" in sums:
-            sums["entropy"][heads, rows] = entropy
+            sums["entropy"][heads, rows] += entropy
         if "backwards" in sums:
             diagonals = torch.bmm(share[:, None], _diagonals(weights))[:, 0]
             sums["backwards"][heads, plan.n_tokens - n_keys :] += diagonals
@@ -252,19 +261,20 @@ class LayerStatistics:
     ) -> None:
         """Add up the attention by role of the key, all but the middle."""
         plan, sums, rows = self.plan, self.sums, slice(first, first + weights.shape[1])
-        sums["self"][heads, rows] = weights.diagonal(first - start, 1, 2) * share
+        if start + weights.shape[2] > first:
+            sums["self"][heads, rows] = weights.diagonal(first - start, 1, 2) * share
         sink = weights[..., : max(0, plan.n_sink - start)]
         if first < plan.n_sink:
             sink = sink.clone()
             sink.diagonal(first - start, 1, 2).zero_()
-        sums["sink"][heads, rows] = sink.sum(-1) * share
+        sums["sink"][heads, rows] += sink.sum(-1) * share
         left = max(start, first - plan.n_recent + 1, plan.n_sink)
         band = weights[..., left - start :]
         if left == first - plan.n_recent + 1:
             band = band * self._recent(*band.shape[1:], band)
         else:
             band = band.tril(first - left - 1).triu_(first - left - plan.n_recent + 1)
-        sums["recent"][heads, rows] = band.sum(-1) * share
+        sums["recent"][heads, rows] += band.sum(-1) * share
         if null is not None:
             sums["null"][heads, rows] = null
 
