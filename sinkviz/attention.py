@@ -5,6 +5,7 @@ Knows nothing about models, caches or policies: tensors in, tensors out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ def banded_attention(
     s_aux: Float[Tensor, " head"] | None = None,
     softcap: float | None = None,
     maps: bool = False,
+    attend: Callable[..., Tensor] = folded_attention,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "batch query head dimension"], Tensor | None]:
     """Attend over a band of recent keys and the sinks; a transformers attention function.
@@ -71,6 +73,7 @@ def banded_attention(
         s_aux: one null logit per head, see ``null_softmax``.
         softcap: scores are squeezed into (-softcap, softcap) with a tanh.
         maps: return the attention too; slower.
+        attend: attends over a band with a window, as ``folded_attention`` does.
         kwargs: whatever else transformers passes on; not used.
 
     Returns:
@@ -81,7 +84,7 @@ def banded_attention(
     """
     band = bands[module.layer_idx].to(query.device)
     if not maps and band.n_recent is not None and attention_mask is None:
-        return folded_attention(query, key, value, band, scaling, s_aux, softcap), None
+        return attend(query, key, value, band, scaling, s_aux, softcap), None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))

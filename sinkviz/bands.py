@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sinkviz import tiles
 from sinkviz.positions import rotate
 
 
@@ -75,6 +76,24 @@ class Band:
     def folds(self) -> Folds:
         """How the block folds; the band has a window."""
         return Folds(self)
+
+    @cached_property
+    def in_band(self) -> Bool[Tensor, "row key"]:
+        """Which keys are there and no sinks."""
+        place = torch.arange(self.key_position.shape[1], device=self.key_position.device)
+        return (self.key_position >= 0) & (place >= self.n_sink)
+
+    @cached_property
+    def tiles(self) -> list[Tensor]:
+        """Tiles of the queries and of the keys that they see, sinks aside; the band has a window.
+
+        How many of each row have some pairs and which, how many have all and which.
+        """
+        n_query, n_key = self.query_position.shape[1], self.key_position.shape[1]
+        pairs = 0, self.n_recent, self.n_sink, n_key
+        parts = tiles.of_keys(self.in_band)
+        grids = tiles.grids(n_query, n_key, pairs, self.in_band.device, parts)
+        return [x for grid in grids for x in tiles.in_order(grid)]
 
 
 class Folds:

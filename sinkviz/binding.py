@@ -13,14 +13,13 @@ import math
 import signal
 import threading
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
+from sinkviz.bound import BoundCache
 from sinkviz.families import Family, attention_modules
 from sinkviz.positions import alibi_bias, alibi_slopes
 
@@ -36,76 +35,6 @@ def one_at_a_time(model: nn.Module) -> Iterator[None]:
         turn = _TURNS.setdefault(model, threading.RLock())
     with turn:
         yield
-
-
-class BoundCache(Cache, ABC):
-    """A transformers cache that follows the passes of one model.
-
-    ``copy.deepcopy`` gives a cache that holds the same and follows the same model, so that several
-    texts can go on from one beginning.
-    """
-
-    observes = False
-
-    @abstractmethod
-    def anew(self, model: nn.Module) -> BoundCache:
-        """Return an empty cache of the same kind, for the model that this one is bound to."""
-
-    @abstractmethod
-    def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """Return all that it takes to go on: tensors by name, and the clock."""
-
-    @abstractmethod
-    def restore(self, tensors: dict[str, Tensor], clock: dict[str, int]) -> None:
-        """Go on where ``state`` was taken, with a cache of the same sizes."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> BoundCache:
-        """Return a cache of its own hooks, which a plain copy would lack."""
-        tensors, clock = self.state()
-        twin = self.anew(self.bound_to())
-        twin.restore({name: x.detach() for name, x in tensors.items()}, clock)
-        return twin
-
-    @abstractmethod
-    def begin(self, batch: int, n_new: int, attention_mask: Tensor | None) -> dict[str, Any]:
-        """Prepare a pass; return the arguments of the model that the cache decides itself.
-
-        Args:
-            batch: streams.
-            n_new: tokens of the pass, per stream.
-            attention_mask: what the caller gave, or None.
-        """
-
-    @abstractmethod
-    def commit(self) -> None:
-        """The pass is over: its tokens count."""
-
-    @abstractmethod
-    def parts(self, n_new: int, turning: bool = False) -> list[int]:
-        """Return the sizes of the passes in which to feed so many tokens.
-
-        Args:
-            n_new: how many.
-            turning: in passes of ``banded_attention``.
-        """
-
-    @abstractmethod
-    def layout_of(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return distance and visibility of this pass, (row, query, key) each."""
-
-    @abstractmethod
-    def query_position(self, layer: int) -> Tensor:
-        """Return the text positions of this pass's tokens, (row, query); negative for padding."""
-
-    @abstractmethod
-    def key_position(self, layer: int) -> Tensor:
-        """Return those of the keys that a layer has returned in this pass, (row, head, key).
-
-        Negative where there is no key; of one head where they are the same for all.
-        """
-
-    def observe(self, layer: int, attention: Tensor) -> None:  # noqa: B027  (most caches do not)
-        """Take note of a layer's attention, (batch, head, query, key), if ``observes``."""
 
 
 def bind(cache: BoundCache, model: nn.Module, family: Family) -> None:

@@ -8,24 +8,23 @@ rotary scores depend on distances alone. Knows nothing about text, sampling or s
 
 from __future__ import annotations
 
-from collections import Counter
-from itertools import groupby
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from sinkviz.binding import BoundCache, additive, bind, uninterrupted
+from sinkviz.binding import additive, bind, uninterrupted
+from sinkviz.bound import BoundCache
+from sinkviz.clock import Clock
 from sinkviz.families import (
     check_movable_keys,
     check_sliding_window,
-    layer_devices,
     layer_kinds,
     position_limit,
 )
-from sinkviz.ring_layers import RingLayer
-from sinkviz.rings import Clock, Ring
+from sinkviz.ring_layers import RingLayer, turn_sinks
+from sinkviz.rings import rings_of
 from sinkviz.trial import family_of
 
 # Window keys are rotated back to small positions once they have come so far, or once around the
@@ -86,18 +85,20 @@ class SinkCache(BoundCache):
             family, n_sink, n_recent, positions,
         )  # fmt: skip
         self.clock = Clock()
-        self.rings: list[Ring] = []
-        self.kinds: list[str] = []
-        layers, members = [], Counter()
-        for kind in layer_kinds(model, family):
-            ring = self._ring(kind)
-            layers.append(RingLayer(ring, members[id(ring)], is_sliding=kind.window is not None))
-            members[id(ring)] += 1
-        for ring in self.rings:
-            alike = (
-                r for r in self.rings if (r.n_sink, r.n_recent) == (ring.n_sink, ring.n_recent)
-            )
-            ring.copies = any(r.frequencies is not None for r in alike)
+        kinds = layer_kinds(model, family)
+        self.rings, which = rings_of(
+            kinds,
+            self.clock,
+            n_sink,
+            n_recent,
+            interleaved=family.interleaved,
+            moves=positions == "cache",
+        )
+        self._kinds = [kind.name for kind in kinds]
+        layers = [
+            RingLayer(self.rings[own], which[:index].count(own), kind.window is not None)
+            for index, (own, kind) in enumerate(zip(which, kinds, strict=True))
+        ]
         self._limit = position_limit(model, family)
         if self._limit is not None and self.longest >= self._limit:
             raise ValueError(
@@ -109,28 +110,6 @@ class SinkCache(BoundCache):
         self._config = model.config
         super().__init__(layers)
         bind(self, model, family)
-
-    def _ring(self, kind: Any) -> Ring:
-        """Return the ring of a kind of layers, one for all of that kind."""
-        size = (self.n_sink, self.n_recent) if kind.window is None else (0, kind.window)
-        for ring in self.rings:
-            same = ring.frequencies is kind.frequencies or (
-                None not in (ring.frequencies, kind.frequencies)
-                and torch.equal(ring.frequencies, kind.frequencies)
-            )
-            if same and (ring.n_sink, ring.n_recent) == size:
-                break
-        else:
-            ring = Ring(
-                self.clock,
-                *size,
-                frequencies=kind.frequencies,
-                interleaved=self.family.interleaved,
-                moves=self.positions == "cache",
-            )
-            self.rings.append(ring)
-        self.kinds.append(kind.name)
-        return ring
 
     @property
     def cache_size(self) -> int:
@@ -146,16 +125,6 @@ class SinkCache(BoundCache):
     def seen(self) -> int:
         """Tokens fed so far, evicted ones and padding included."""
         return self.clock.seen
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all keys and values held."""
-        return sum(
-            x.numel() * x.element_size()
-            for layer in self.layers
-            if layer.is_initialized
-            for x in (layer.keys, layer.values, layer.sinks)
-        )
 
     @property
     def is_full(self) -> bool:
@@ -203,13 +172,18 @@ class SinkCache(BoundCache):
         clock = self.clock
         self._padding_before = clock.padding
         if attention_mask is not None:
-            clock.padding = self._padding_after(attention_mask, n_new)
+            if attention_mask.ndim != 2:
+                raise ValueError(
+                    f"attention_mask must be (batch, token), got {attention_mask.ndim} axes; the "
+                    "cache makes its own mask from the padding"
+                )
+            clock.padding = clock.padding_after(attention_mask, n_new)
         self._rebase(n_new)
         for ring in self.rings:
             ring.begin(n_new, self._device)
             ring.turned = None
             if ring.spins and not clock.compiled:
-                self._turn_sinks(ring)
+                turn_sinks(ring, [layer for layer in self.layers if layer.ring is ring])
         start = clock.seen - clock.base
         position = torch.arange(start, start + n_new, device=self._device).expand(batch, -1)
         changes: dict[str, Any] = {"position_ids": position, "attention_mask": None}
@@ -229,18 +203,6 @@ class SinkCache(BoundCache):
             changes["attention_mask"] = self._masks()
         return changes
 
-    def _turn_sinks(self, ring: Ring) -> None:
-        """Rotate the sinks of a ring's layers at once; those that are just coming are left out."""
-        layers = [layer for layer in self.layers if layer.ring is ring]
-        if ring.step.brings_sinks or not all(layer.is_initialized for layer in layers):
-            return
-        if ring.pairs is None:
-            ring.pairs = [
-                torch.stack([layer.pairs() for layer in near])
-                for _, near in groupby(layers, key=lambda layer: layer.device)
-            ]
-        ring.turn_sinks()
-
     def _masks(self) -> Tensor | dict[str, Tensor]:
         implementation = self._config._attn_implementation
         if implementation.startswith(("flash", "flex", "paged")):
@@ -255,29 +217,8 @@ class SinkCache(BoundCache):
         by_ring = {id(ring): mask for ring, mask in zip(self.rings, made, strict=True)}
         return {
             kind: by_ring[id(layer.ring)]
-            for kind, layer in zip(self.kinds, self.layers, strict=True)
+            for kind, layer in zip(self._kinds, self.layers, strict=True)
         }
-
-    def _padding_after(self, mask: Tensor, n_new: int) -> Tensor | None:
-        if mask.ndim != 2:
-            raise ValueError(
-                f"attention_mask must be (batch, token), got {mask.ndim} axes; the cache makes its "
-                "own mask from the padding"
-            )
-        hidden = (mask[:, -n_new:] == 0).cpu()
-        before = self.clock.padding
-        if not hidden.any():
-            return before
-        before = torch.zeros(len(hidden), dtype=torch.long) if before is None else before
-        leading = hidden.cumprod(-1).sum(-1)
-        inside = (hidden.sum(-1) != leading) | ((leading > 0) & (before != self.clock.seen))
-        if inside.any():
-            raise ValueError(
-                "padding must be on the left: stream "
-                f"{int(inside.nonzero()[0])} has a hidden token after a visible one; set "
-                "tokenizer.padding_side = 'left'"
-            )
-        return before + leading
 
     def _rebase(self, n_new: int) -> None:
         """Move the positions that the model counts back to small ones, if they are due.
@@ -351,61 +292,24 @@ class SinkCache(BoundCache):
         """
         return self.rings[0].step.distance.to(position_ids.device)
 
-    # Batches ------------------------------------------------------------------------------------
-
-    def reorder_cache(self, beam_idx: Int[Tensor, " row"]) -> None:
-        """Let each row go on as a copy of another, as beam search asks."""
-        self.batch_select_indices(beam_idx)
+    # Between passes -----------------------------------------------------------------------------
 
     def batch_select_indices(self, indices: Int[Tensor, " row"]) -> None:
-        """Keep these rows of the batch."""
-        for layer in self.layers:
-            layer.take_rows(indices)
+        """Keep these rows of the batch, in this order; a row may come more than once."""
+        super().batch_select_indices(indices)
         if self.clock.padding is not None:
             self.clock.padding = self.clock.padding[indices.cpu()]
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row, as beam search and several answers per prompt ask."""
-        first = next((layer for layer in self.layers if layer.is_initialized), None)
-        if first is not None:
-            rows = torch.arange(len(first.keys)).repeat_interleave(repeats)
-            self.batch_select_indices(rows)
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refuse: evicted tokens cannot come back.
-
-        Raises:
-            ValueError: always, except for nothing to remove.
-        """
-        if tokens_to_remove:
-            raise ValueError(
-                "a SinkCache cannot go back: what it evicted is gone; assisted and contrastive "
-                "decoding need a cache that keeps everything"
-            )
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Return all that it takes to go on: tensors by name, and the clock."""
-        held = {
-            f"layers.{index}.{name}": getattr(layer, name)
-            for index, layer in enumerate(self.layers)
-            if layer.is_initialized
-            for name in ("keys", "values", "sinks")
-        }
-        if self.clock.padding is not None:
-            held["padding"] = self.clock.padding
-        return held, {"seen": self.clock.seen, "base": self.clock.base}
+        padding = {} if self.clock.padding is None else {"padding": self.clock.padding}
+        return self.held() | padding, {"seen": self.clock.seen, "base": self.clock.base}
 
     def restore(self, tensors: dict[str, Tensor], clock: dict[str, int]) -> None:
         """Go on where ``state`` was taken, with a cache of the same sizes."""
         self.reset()
-        devices = layer_devices(self.bound_to(), self.family)
-        for index, (layer, device) in enumerate(zip(self.layers, devices, strict=True)):
-            if f"layers.{index}.keys" in tensors:
-                held = (
-                    tensors[f"layers.{index}.{name}"].to(device)
-                    for name in ("keys", "values", "sinks")
-                )
-                layer.restore(*held)
+        for layer, held in zip(self.layers, self.by_layer(tensors), strict=True):
+            layer.restore(held)
         self.clock.padding = tensors.get("padding")
         self.clock.seen, self.clock.base = clock["seen"], clock["base"]
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from sinkviz.experiments import first_token_sinks, forgetting_from, measure, tidy, x_plus_y
+from sinkviz.files import write_whole
 from sinkviz.models import LM, load
 from sinkviz.policies import Dense, Recompute
-from sinkviz.records import StreamRun, write_whole
+from sinkviz.records import StreamRun
 from sinkviz.text import books_folder, read_text
 
 

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from sinkviz.files import write_whole
 from sinkviz.recipes import Recipe
-from sinkviz.records import write_whole
 from sinkviz.text import books, books_folder, stories
 
 BEGIN = "<|begin|>"

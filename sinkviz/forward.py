@@ -17,7 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from sinkviz.attention import banded_attention
 from sinkviz.bands import Band
-from sinkviz.binding import BoundCache, one_at_a_time
+from sinkviz.binding import one_at_a_time
+from sinkviz.bound import BoundCache
 from sinkviz.caches import SinkCache
 from sinkviz.families import check_sliding_window, layer_kinds
 from sinkviz.models import LM, untouched
@@ -42,6 +43,7 @@ def forward(
     attention_mask: Int[Tensor, "*batch token"] | None = None,
     last_only: bool = False,
     maps: bool = False,
+    attend: Callable[..., Tensor] | None = None,
 ) -> Float[Tensor, "*batch predicted vocabulary"]:
     """Feed a block of tokens to the model and its cache; return the logits after each.
 
@@ -56,6 +58,7 @@ def forward(
         attention_mask: 0 where a token is padding, on the left of a stream.
         last_only: return the logits after the last token alone.
         maps: compute attention maps, for ``watch``.
+        attend: attends over bands, see ``banded_attention``.
     """
     fed = ids if ids.ndim == 2 else ids[None]
     mask = attention_mask if attention_mask is None or ids.ndim == 2 else attention_mask[None]
@@ -65,7 +68,7 @@ def forward(
     sizes = cache.parts(n_new, turning) if isinstance(cache, BoundCache) else [n_new]
     masks = [None] * len(sizes) if mask is None else mask.split(sizes, 1)
     logits = [
-        _one_pass(lm, cache, part, mask, turning, last_only, maps)
+        _one_pass(lm, cache, part, mask, turning, last_only, maps, attend)
         for part, mask in zip(fed.split(sizes, 1), masks, strict=True)
     ]
     whole = logits[-1] if last_only or len(logits) == 1 else torch.cat(logits, 1)
@@ -80,11 +83,14 @@ def _one_pass(
     turning: bool,
     last_only: bool,
     maps: bool,
+    attend: Callable[..., Tensor] | None,
 ) -> Tensor:
     options: dict[str, Any] = {"logits_to_keep": 1 if last_only else 0}
     ring, bound = isinstance(cache, SinkCache), isinstance(cache, BoundCache)
     if maps and turning:
         options["maps"] = True
+    if attend is not None and turning:
+        options["attend"] = attend
     if turning and not ring:
         options["bands"] = _causal_bands(lm, cache, ids.shape[1])
     if mask is not None and not bound:

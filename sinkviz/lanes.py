@@ -7,7 +7,7 @@ sampling, scoring or figures.
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from sinkviz.binding import BoundCache
+from sinkviz.bound import BoundCache
 from sinkviz.caches import SinkCache
+from sinkviz.choosing import FasterAttention
 from sinkviz.families import layer_devices, position_limit
 from sinkviz.fingerprints import weights_of
 from sinkviz.forward import check_eager, compiled_step, forward, watch
@@ -51,6 +52,7 @@ class Lane:
         self.lm, self.policy = lm, policy
         self.seen = 0
         self.cache: Any = None
+        self.attend = FasterAttention()  # of ``read``
         # What Recompute runs afresh, per row: the beginning, and the most recent tokens.
         self.rows: list[tuple[list[int], deque[int]]] = []
         self._held: list[int] = []  # what a RankedCache held when last asked
@@ -134,7 +136,7 @@ class Lane:
             maps: compute attention maps, for ``sinkviz.forward.watch``.
         """
         self._check_length(len(ids))
-        logits = forward(self.lm, self.cache, ids, maps=maps)
+        logits = forward(self.lm, self.cache, ids, maps=maps, attend=self.attend)
         self.seen += len(ids)
         return logits
 
@@ -146,10 +148,8 @@ class Lane:
 
     @property
     def attention(self) -> str:
-        """How blocks attend: over a folded band, or with the model's own function."""
-        if self.lm.family.interface and isinstance(self.cache, SinkCache):
-            return "folded band"
-        return self.lm.attention
+        """How blocks attended: over a band, the way that served most, or as the model does."""
+        return self.attend.word or self.lm.attention
 
     def _check_length(self, n_new: int) -> None:
         if not isinstance(self.policy, Dense):
@@ -244,6 +244,7 @@ class Lane:
             "parameters": self.lm.model.num_parameters(),
             "weights": weights_of(self.lm.model),
             "seen": self.seen,
+            "attended": dict(self.attend.attended),
             "rows": [[begin, list(recent)] for begin, recent in self.rows],
         }
         if isinstance(self.cache, DynamicCache):
@@ -284,6 +285,7 @@ class Lane:
         n_recent = self.policy.n_recent
         self.rows = [(begin, deque(recent, maxlen=n_recent)) for begin, recent in plain["rows"]]
         self.seen = plain["seen"]
+        self.attend.attended = Counter(plain.get("attended", {}))
 
     def save(self, path: str | Path) -> Path:
         """Write the lane to one safetensors file, whole or not at all; return the path."""

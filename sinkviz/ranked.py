@@ -15,17 +15,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sinkviz.binding import BoundCache, bind, uninterrupted
+from sinkviz.binding import bind, uninterrupted
+from sinkviz.bound import BoundCache
 from sinkviz.families import (
     check_movable_keys,
     check_sliding_window,
-    layer_devices,
     layer_kinds,
     position_limit,
 )
 from sinkviz.policies import Policy, check_registered
 from sinkviz.positions import rotation_by
-from sinkviz.ranks import HELD, Pass, RankedLayer
+from sinkviz.ranks import Pass, RankedLayer
 from sinkviz.registry import next_kept
 from sinkviz.trial import family_of
 
@@ -104,12 +104,6 @@ class RankedCache(BoundCache):
     def seen(self) -> int:
         """Tokens fed so far, evicted ones included."""
         return self.layers[0].seen
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all that is held: keys, values, and what the policy goes by."""
-        held = (x for layer in self.layers for x in layer.held().values())
-        return sum(x.numel() * x.element_size() for x in held)
 
     @property
     def n_kept(self) -> int:
@@ -239,23 +233,13 @@ class RankedCache(BoundCache):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Return all that it takes to go on: tensors by name, and the clock."""
-        held = {
-            f"layers.{index}.{name}": x
-            for index, layer in enumerate(self.layers)
-            for name, x in layer.held().items()
-        }
-        return held, {"seen": self.seen}
+        return self.held(), {"seen": self.seen}
 
     def restore(self, tensors: dict[str, Tensor], clock: dict[str, int]) -> None:
         """Go on where ``state`` was taken, with a cache of the same policy."""
         self.reset()
-        devices = layer_devices(self.bound_to(), self.family)
-        for index, (layer, device) in enumerate(zip(self.layers, devices, strict=True)):
-            held = {name: tensors.get(f"layers.{index}.{name}") for name in HELD}
-            layer.restore(
-                {name: x.to(device) for name, x in held.items() if x is not None},
-                clock["seen"],
-            )
+        for layer, held in zip(self.layers, self.by_layer(tensors), strict=True):
+            layer.restore(held, clock["seen"])
         if not self.policy.by_attention and self.seen:
             self._kept = self.policy.keep(self.seen)
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from sinkviz.bound import under_way
 from sinkviz.policies import Policy
 from sinkviz.positions import rotate
 
@@ -78,7 +79,7 @@ class RankedLayer(CacheLayerMixin):
         Raises:
             ValueError: no pass is under way.
         """
-        step = self._under_way()
+        step = under_way(self.step)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         now = torch.arange(self.seen, self.seen + step.n_new, device=key_states.device)
@@ -91,14 +92,6 @@ class RankedLayer(CacheLayerMixin):
         stay = self._stay(step)
         self._pending = {name: _joined(getattr(self, name), stay, x) for name, x in new.items()}
         return self._turned(self._pending["keys"]), self._pending["values"]
-
-    def _under_way(self) -> Pass:
-        if self.step is None:
-            raise ValueError(
-                "this cache belongs to another model, or its model was not called itself: call "
-                "the model that the cache was made for, with past_key_values=cache"
-            )
-        return self.step
 
     @property
     def passing(self) -> Int[Tensor, "row head key"]:
@@ -158,7 +151,7 @@ class RankedLayer(CacheLayerMixin):
         Raises:
             ValueError: no pass is under way: another model asks.
         """
-        n_key = self._under_way().n_key
+        n_key = under_way(self.step).n_key
         return n_key, self.seen + query_length - n_key
 
     def get_max_length(self) -> int:
@@ -171,34 +164,11 @@ class RankedLayer(CacheLayerMixin):
         self.seen, self.is_initialized = 0, False
         self.rollback()
 
-    # Batches ------------------------------------------------------------------------------------
-
     def batch_select_indices(self, indices: Int[Tensor, " row"]) -> None:
         """Keep these rows of the batch, in this order; a row may come more than once."""
         for name, x in self.held().items():
             if name in ("keys", "values") or len(x) > 1:
                 setattr(self, name, x.index_select(0, indices.to(x.device)))
-
-    def reorder_cache(self, beam_idx: Int[Tensor, " row"]) -> None:
-        """Let each row go on as a copy of another, as beam search asks."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row, as beam search and several answers per prompt ask."""
-        if self.is_initialized:
-            self.batch_select_indices(torch.arange(len(self.keys)).repeat_interleave(repeats))
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refuse: evicted tokens cannot come back.
-
-        Raises:
-            ValueError: always, except for nothing to remove.
-        """
-        if tokens_to_remove:
-            raise ValueError(
-                "a RankedCache cannot go back: what it evicted is gone; assisted and contrastive "
-                "decoding need a cache that keeps everything"
-            )
 
 
 def _joined(held: Tensor, stay: Tensor | None, new: Tensor) -> Tensor:

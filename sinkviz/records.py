@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,24 +24,10 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
 from sinkviz.differences import TraceDifference, difference, frame_of, kept, labels_of
+from sinkviz.files import write_whole
 from sinkviz.labelled import to_dataset
 from sinkviz.metrics import ROLES, perplexity, sink_rate
 from sinkviz.policies import Policy, parse_policy
-
-
-def write_whole(path: Path, write: Any) -> None:
-    """Call ``write(partial_path)``, then rename to ``path``: the file is whole or not there.
-
-    Raises:
-        OSError: the disk is full, or the folder is missing or read-only; nothing is left behind.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
@@ -66,15 +51,6 @@ def provenance(model: str, token_ids: np.ndarray, **more: Any) -> dict[str, Any]
         **versions(),
         **{name: value for name, value in more.items() if value != ""},
     }
-
-
-def check_place(path: str | Path) -> None:
-    """Raise ValueError where no file could be written, before anything is computed for it."""
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file in it")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"there is no folder {path.parent}; make it first")
 
 
 def save_tensors(

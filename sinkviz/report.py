@@ -19,11 +19,12 @@ from matplotlib.figure import Figure
 
 from sinkviz.capturing import capture
 from sinkviz.experiments import forgetting_from, four_methods, measure, tidy, x_plus_y
+from sinkviz.files import write_whole
 from sinkviz.metrics import SINK_EPSILON
 from sinkviz.models import LM, Text
 from sinkviz.plots import plot_attention, plot_mass, plot_nll, plot_sink_map, plot_sink_sizes
 from sinkviz.policies import Policy
-from sinkviz.records import StreamRun, write_whole
+from sinkviz.records import StreamRun
 
 SHOWN_TOKENS = 32
 

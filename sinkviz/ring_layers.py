@@ -5,13 +5,18 @@ What stands where is ``sinkviz.rings``. Knows nothing about models, masks of tra
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from sinkviz.bound import under_way
 from sinkviz.positions import halves, rotate, rotation_by
 from sinkviz.rings import Pass, Ring
+
+HELD = ("keys", "values", "sinks")
 
 
 class RingLayer(CacheLayerMixin):
@@ -77,12 +82,7 @@ class RingLayer(CacheLayerMixin):
         Raises:
             ValueError: there is none.
         """
-        if self.ring.step is None:
-            raise ValueError(
-                "this cache belongs to another model, or its model was not called itself: call "
-                "the model that the cache was made for, with past_key_values=cache"
-            )
-        return self.ring.step
+        return under_way(self.ring.step)
 
     def _check(self, key: Tensor) -> Pass:
         step = self.step
@@ -222,21 +222,42 @@ class RingLayer(CacheLayerMixin):
         """Forget everything; keep the memory."""
         self._pending = None
 
-    def restore(self, keys: Tensor, values: Tensor, sinks: Tensor) -> None:
-        """Hold these tensors, as saved from a layer of the same ring."""
-        self.lazy_initialization(keys, values)
-        self.keys.copy_(keys)
-        self.values.copy_(values)
-        self.sinks.copy_(sinks)
-        self.ring.pairs = None
+    def held(self) -> dict[str, Tensor]:
+        """Return what the layer holds, by name."""
+        return {name: getattr(self, name) for name in HELD} if self.is_initialized else {}
 
-    def take_rows(self, rows: Int[Tensor, " row"]) -> None:
+    def restore(self, held: dict[str, Tensor]) -> None:
+        """Hold these, as saved from a layer of the same ring."""
+        if held:
+            self.lazy_initialization(held["keys"], held["values"])
+            for name, x in held.items():
+                getattr(self, name).copy_(x)
+            self.ring.pairs = None
+
+    def batch_select_indices(self, indices: Int[Tensor, " row"]) -> None:
         """Keep these rows of the batch, in this order; a row may come more than once."""
-        if self.is_initialized:
-            held = [
-                x.index_select(0, rows.to(x.device)) for x in (self.keys, self.values, self.sinks)
-            ]
-            self.restore(*held)
+        self.restore(
+            {name: x.index_select(0, indices.to(x.device)) for name, x in self.held().items()}
+        )
+
+
+def turn_sinks(ring: Ring, layers: list[RingLayer]) -> None:
+    """Rotate the sinks of all layers of a ring at once, for a pass over one token.
+
+    In a step, every operation costs the same. Sinks that are just coming are left out.
+    """
+    if ring.step.brings_sinks or not all(layer.is_initialized for layer in layers):
+        return
+    if ring.pairs is None:
+        ring.pairs = [
+            torch.stack([layer.pairs() for layer in near])
+            for _, near in groupby(layers, key=lambda layer: layer.device)
+        ]
+    ring.turned = [
+        turned
+        for stack in ring.pairs
+        for turned in torch.view_as_real(stack * ring.spin.to(stack.device)).unbind(0)
+    ]
 
 
 def _gather(x: Tensor, index: Int[Tensor, "row key"]) -> Tensor:

@@ -6,6 +6,7 @@ the model makes of it: who stands where, who sees whom. Knows nothing about mode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,26 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sinkviz.bands import Band
+from sinkviz.clock import Clock
+from sinkviz.families import LayerKind
 from sinkviz.positions import rotation_by
-
-
-@dataclass
-class Clock:
-    """How far a stream, or a batch of them, has come; one for all rings of a cache.
-
-    Attributes:
-        seen: tokens fed so far, padding included.
-        base: text position that the model calls 0; moved on from time to time.
-        padding: padding tokens in front of each stream of the batch, or None without any.
-        turning: passes run ``banded_attention``, which turns queries to the sinks itself.
-        compiled: passes run in a compiled graph, which must not see a number change.
-    """
-
-    seen: int = 0
-    base: int = 0
-    padding: Int[Tensor, " row"] | None = None
-    turning: bool = False
-    compiled: bool = False
 
 
 @dataclass
@@ -119,13 +103,50 @@ class Ring:
             if clock.compiled:  # compilers fuse operations, but not those on complex numbers
                 self.turn = self.spin.real.clone(), self.spin.imag.clone()
 
-    def turn_sinks(self) -> None:
-        """Rotate the sinks of all layers at once: in a step, every operation costs the same."""
-        self.turned = [
-            layer
-            for stack in self.pairs
-            for layer in torch.view_as_real(stack * self.spin.to(stack.device)).unbind(0)
-        ]
+
+def rings_of(
+    kinds: Sequence[LayerKind],
+    clock: Clock,
+    n_sink: int,
+    n_recent: int,
+    *,
+    interleaved: bool,
+    moves: bool,
+) -> tuple[list[Ring], list[int]]:
+    """Return the rings of a model's layers, and which of them each layer has.
+
+    Layers that see and rotate alike share a ring. One that slides by its own design has no sinks,
+    and keeps its own window.
+
+    Args:
+        kinds: of the layers, first layer first.
+        clock: of the cache.
+        n_sink: first tokens that are never evicted.
+        n_recent: most recent tokens kept, the current one included.
+        interleaved: how rotary coordinates are paired.
+        moves: whether sinks move along, right before the window.
+    """
+    rings: list[Ring] = []
+    which = []
+    for kind in kinds:
+        size = (n_sink, n_recent) if kind.window is None else (0, kind.window)
+        alike = (
+            index
+            for index, ring in enumerate(rings)
+            if (ring.n_sink, ring.n_recent) == size and _equal(ring.frequencies, kind.frequencies)
+        )
+        if (found := next(alike, None)) is None:
+            found = len(rings)
+            rings.append(Ring(clock, *size, kind.frequencies, interleaved, moves))
+        which.append(found)
+    for ring in rings:
+        alike = (one for one in rings if (one.n_sink, one.n_recent) == (ring.n_sink, ring.n_recent))
+        ring.copies = any(one.frequencies is not None for one in alike)
+    return rings, which
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (None not in (one, other) and torch.equal(one, other))
 
 
 class Pass:

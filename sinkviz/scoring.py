@@ -18,13 +18,14 @@ from tqdm.auto import tqdm
 
 from sinkviz.caches import SinkCache
 from sinkviz.families import position_limit
+from sinkviz.files import check_place
 from sinkviz.forward import watch
 from sinkviz.lanes import Lane
 from sinkviz.metrics import ROLES
 from sinkviz.metrics import mass as mass_by_role
 from sinkviz.models import LM, Text, untouched
 from sinkviz.policies import Dense, Policy, SinkWindow, Window
-from sinkviz.records import StreamRun, check_place, load_tensors, provenance, save_tensors
+from sinkviz.records import StreamRun, load_tensors, provenance, save_tensors
 
 KIND = "score"
 SAVE_EVERY = 30.0  # seconds
@@ -177,6 +178,7 @@ class _Job:
             if self.engine == "stepwise":
                 yield self.lane.feed(part)[None]
             elif self.shares is None:
+                self.lane.attend.left = last - self.done
                 yield self.lane.read(part)
             else:
                 # The rows of one pass: a block may take several.
@@ -230,6 +232,13 @@ class _Job:
         return observe
 
     @property
+    def _attention(self) -> str:
+        """What the record calls the way in which most tokens attended."""
+        if self.engine == "stepwise":
+            return "the model's own"
+        return "whole maps" if self.mass else self.lane.attention
+
+    @property
     def provenance(self) -> dict[str, str]:
         """What it takes to repeat this."""
         return provenance(
@@ -237,7 +246,7 @@ class _Job:
             self.ids.cpu().numpy(),
             policy=str(self.policy),
             engine=self.engine,
-            attention=self.lane.attention if self.engine == "parallel" else "the model's own",
+            attention=self._attention,
             device=str(self.lm.device),
             interventions=self.lm.changes,
         )

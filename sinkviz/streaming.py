@@ -19,10 +19,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sinkviz.binding import uninterrupted
+from sinkviz.files import check_place
 from sinkviz.lanes import KIND, Lane
 from sinkviz.models import LM, Text
 from sinkviz.policies import Policy
-from sinkviz.records import check_place, load_tensors, save_tensors
+from sinkviz.records import load_tensors, save_tensors
 from sinkviz.rows import LastRows
 from sinkviz.sampling import Sampler
 

@@ -16,6 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sinkviz.files import check_place
+
 INTERRUPTED = 130
 WIDE = 10  # columns that a terminal has room for
 
@@ -76,8 +78,11 @@ Picture = Annotated[
 
 def in_a_folder(path: Path | None) -> Path | None:
     """Refuse a file that could not be written, before anything is computed."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.parent}; make it first")
+    try:
+        if path is not None:
+            check_place(path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     return path
 
 

@@ -23,10 +23,10 @@ from tqdm.auto import tqdm
 
 from sinkviz.classroom import ClassroomForCausalLM
 from sinkviz.corpus import draw_batch, held_out, prepare, tokenizer_of
+from sinkviz.files import write_whole
 from sinkviz.metrics import received_attention, sink_rate
 from sinkviz.models import quiet
 from sinkviz.recipes import Recipe, recipe_of
-from sinkviz.records import write_whole
 
 
 def probe(model: ClassroomForCausalLM, ids: torch.Tensor) -> dict[str, Any]:

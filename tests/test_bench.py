@@ -92,14 +92,40 @@ DECODE = (
 
 
 def test_decode():
-    rows = list(decode.bench_decode(sizes=(16, 32), shapes=[TINY], compiled=False, repeat=2))
+    rows = list(decode.bench_decode(sizes=(16, 32), shapes=[TINY], compiled="none", repeat=2))
     check(rows, DECODE, *DECODE.split()[-3:])
     assert [row["cache"] for row in rows] == [16, 32]
     assert {row["model"] for row in rows} == {"tiny"}
 
 
+def test_decode_compiles_small_models_alone_and_says_what_it_measures(monkeypatch, capsys):
+    asked = []
+    done = decode._decode(measure.random_lm(TINY), 16, 1e9, False, 1)
+
+    def noted(lm, size, bandwidth, compiles, repeat):
+        asked.append((lm.name, compiles, repeat))
+        return done
+
+    monkeypatch.setattr(decode, "_decode", noted)
+    monkeypatch.setattr(decode, "FEW_PARAMETERS", 100_000)
+    wide = measure.Shape("wide", 128, 2, 2, 256, 300)
+    for which, expected in (
+        ("small", (True, False)),
+        ("all", (True, True)),
+        ("none", (False,) * 2),
+    ):
+        asked.clear()
+        assert list(decode.bench_decode(sizes=(16,), shapes=[TINY, wide], compiled=which))
+        assert asked == [("tiny", expected[0], 15), ("wide", expected[1], 9)]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "tiny, cache of 16 tokens, compiled as well"
+    assert said[-1] == "wide, cache of 16 tokens"
+    with pytest.raises(ValueError, match="one of small, all, none, got 'some'"):
+        list(decode.bench_decode(compiled="some"))
+
+
 def test_decode_of_a_named_model(model):
-    (row,) = decode.bench_decode(model, sizes=(16,), compiled=False, repeat=1)
+    (row,) = decode.bench_decode(model, sizes=(16,), compiled="none", repeat=1)
     check([row], DECODE, *DECODE.split()[-3:])
 
 
@@ -130,7 +156,7 @@ def test_decode_takes_the_large_model_where_there_is_room(monkeypatch):
     for free, shapes in ((10e9, expected[:2]), (40e9, expected)):
         made.clear()
         monkeypatch.setattr(decode, "free_memory", lambda device, free=free: free)
-        assert list(decode.bench_decode(sizes=(16,), compiled=False, repeat=1))
+        assert list(decode.bench_decode(sizes=(16,), compiled="none", repeat=1))
         assert made == shapes
 
 

@@ -361,6 +361,8 @@ def test_report_into_a_folder_that_is_not_there(model, tmp_path):
     page = tmp_path / "gone" / "report.html"
     gone = run("report", model, "-o", str(page), "--tokens", "100", code=2)
     assert "no folder" in " ".join(gone.output.split())
+    folder = run("report", model, "-o", str(tmp_path), "--tokens", "100", code=2)
+    assert "is a folder" in " ".join(folder.output.split())
 
 
 # Ctrl-C -------------------------------------------------------------------------------------------

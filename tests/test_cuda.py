@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from zoo import ZOO, zoo_float32
 
+from sinkviz import choosing
+from sinkviz.attention import banded_attention
+from sinkviz.bands import Band
 from sinkviz.caches import SinkCache
 from sinkviz.capturing import capture, fused
 from sinkviz.capturing.reducing import reduce_products
 from sinkviz.capturing.sights import Sight
 from sinkviz.capturing.statistics import LayerStatistics, Plan
+from sinkviz.flexing import flex_banded
 from sinkviz.lanes import Lane
 from sinkviz.policies import H2O, Dense, Recompute, SinkWindow, Window
 from sinkviz.scoring import score
@@ -140,3 +146,54 @@ def test_long_captures_take_that_path_and_little_memory(monkeypatch):
     expected = capture(lm, ids, keep="statistics", statistics=asked)
     for name in asked:
         assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["window", "sinks", "null", "capped", "padded"])
+def test_flex_attention_over_a_band_equals_whole_attention(kind, dtype):
+    """In the definition every query meets every key, in double precision."""
+    device, generator = torch.device("cuda"), torch.Generator("cuda").manual_seed(0)
+    n_query, n_recent, n_sink = 600, 200, 0 if kind == "window" else 4
+    padding = torch.tensor([[0], [750]] if kind == "padded" else [[0], [0]], device=device)
+    query = torch.arange(400, 400 + n_query, device=device) - padding
+    recent = query[:, :1] + torch.arange(1 - n_recent, 0, device=device)
+    recent = torch.cat((recent, query), 1)
+    sink = torch.arange(n_sink, device=device).expand(2, -1)
+    key = torch.cat((sink, recent.masked_fill(recent < n_sink, -1)), 1)
+    angle = torch.rand(2, n_query, 32, device=device, generator=generator)
+    band = Band(query, key, n_sink, n_recent, (angle.cos(), angle.sin()) if n_sink else None)
+    q = torch.randn(2, 8, n_query, 64, device=device, generator=generator).to(dtype)
+    k, v = torch.randn(2, 2, 2, key.shape[1], 64, device=device, generator=generator).to(dtype)
+    options = {"scaling": 0.125, "softcap": 5.0 if kind == "capped" else None}
+    if kind == "null":
+        options["s_aux"] = torch.randn(8, device=device, generator=generator)
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # compilers advise
+        found = flex_banded(q, k, v, band, **options)
+    module = torch.nn.Identity()
+    module.layer_idx = 0
+    wide = (x.double() for x in (q, k, v))
+    whole, _ = banded_attention(module, *wide, None, bands={0: band}, maps=True, **options)
+    real = (query >= 0)[..., None, None]
+    close = 1e-5 if dtype == torch.float32 else 2e-2
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.double() * real, whole * real, atol=close, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt_oss"])
+def test_long_scores_take_the_faster_way_and_say_which(name, monkeypatch):
+    """A warning, that the two ways do not agree or that one does not run, is an error."""
+    monkeypatch.setattr(choosing, "LEAST_TOKENS", 1000)
+    monkeypatch.setattr(choosing, "_faster", {})
+    lm, ids = zoo_float32(name), torch.arange(3000) * 7 % 61
+    lm.model.to("cuda")
+    measured = score(lm, ids, SinkWindow(4, 60), block=300)
+    assert choosing._faster
+    assert measured.provenance["attention"] in (choosing.FOLDED, choosing.FLEX)
+    found = {}
+    for way in (choosing.FOLDED, choosing.FLEX):
+        choosing._faster.update(dict.fromkeys(choosing._faster, way))
+        found[way] = score(lm, ids, SinkWindow(4, 60), block=300)
+        assert found[way].provenance["attention"] == way
+    expected = found[choosing.FOLDED].nll[1:]
+    for run in (measured, found[choosing.FLEX]):
+        assert run.nll[1:] == pytest.approx(expected, abs=1e-4)

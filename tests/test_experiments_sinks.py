@@ -484,6 +484,39 @@ def test_sink_table_cells_hold_the_nll_above_the_best():
         plots.plot_sink_table(edits_table(0, 0).assign(quantity="nll"))
 
 
+def test_retrained_has_a_row_of_dots_per_model_and_a_band_per_recipe():
+    cliffs, rates = {"classroom-rope-seed-1": 0.9}, {"softmax-standard-seed-2": 0.4}
+    table = variant_table(cliffs, rates)
+    rows = table[table["quantity"] == "sink rate"]
+    table = pd.concat([table, *(rows.assign(quantity=name) for name in ("first token", "null"))])
+    retrained = experiment("retrained")
+    lost, *others = retrained.draw(table).axes
+    labels = [label.get_text() for label in lost.get_yticklabels()]
+    assert len(labels) == len(retrained.models)
+    # Variants stand with the seeds of their recipe, whatever the order of the table.
+    assert labels[3:10] == [
+        *("softmax-standard", "seed 1", "seed 2"),
+        *("decay 0", "decay 0.5", "rate third", "rate double"),
+    ]
+    (dots,) = (line for line in lost.lines if line.get_label() == "0 sinks")
+    assert dots.get_xdata() == pytest.approx([0.5, 0.9, *[0.5] * (len(labels) - 2)])
+    assert [ax.get_title(loc="left") for ax in others] == [
+        *("perplexity", "held-out loss", "sink rate", "first token", "null")
+    ]
+    bands = [area.get_paths()[0].get_extents() for area in others[2].collections]
+    assert [(round(band.x0, 6), round(band.x1, 6)) for band in bands] == [
+        *((0.2, 0.2), (0.2, 0.4), (0.2, 0.2))
+    ]
+    places = lost.get_yticks()
+    assert bands[1].y0 < places[3] and places[9] < bands[1].y1 < places[10]
+    with pytest.raises(ValueError, match="no rows of quantity 'null'"):
+        retrained.draw(table[table["quantity"] != "null"])
+    # One run, not trained here: no seeds to lie apart, no loss on record.
+    alone = table[(table["model"] == OFF_BY_ONE) & (table["quantity"] != "loss")]
+    axes = retrained.draw(alone).axes
+    assert len(axes) == 5 and not any(ax.collections for ax in axes)
+
+
 @pytest.mark.models
 def test_the_classroom_sink_goes_with_its_token():
     table = run("token_or_position", load("classroom-rope"), quick=True, text="stories")

@@ -509,6 +509,8 @@ def test_edits_leave_the_text_as_it_is():
         (lambda: move_first([5, 6], to=2), r"new position, must be in 0\.\.1 for this text, got 2"),
         (lambda: repeat_first([5, 6], n=3), r"to repeat, must be in 1\.\.2"),
         (lambda: repeat_first([5, 6], times=0), "times must be at least 1"),
+        (lambda: prepend([5], torch.tensor([1.7])), "whole numbers, got torch.float32"),
+        (lambda: remove_first([True, False]), "whole numbers, got torch.bool"),
     ],
 )
 def test_impossible_edits_are_refused(edit, message):

@@ -37,12 +37,16 @@ from sinkviz.bench.measure import (
 from sinkviz.caches import REBASE_AT, SinkCache
 from sinkviz.lanes import Lane
 from sinkviz.memory import free_memory
-from sinkviz.models import LM, load, pick_device, untouched
+from sinkviz.models import FEW_PARAMETERS, LM, load, pick_device, untouched
 from sinkviz.policies import Recompute, SinkWindow
+from sinkviz.terminal import say
 
 N_SINK = 4
 # Weights of Llama-2-7B in bfloat16, and caches, and windows that are run afresh.
 LLAMA_7B_NEEDS = 20 * 10**9
+# Which models are compiled as well: those of few parameters, since compiling takes minutes.
+COMPILED = ("small", "all", "none")
+TURNS = {True: 15, False: 9}  # of small models, whose steps vary more, and of larger ones
 
 
 def bench_cache(
@@ -108,16 +112,30 @@ def bench_decode(
     *,
     sizes: Sequence[int] = SIZES,
     shapes: Sequence[Shape] | None = None,
-    compiled: bool = True,
-    repeat: int = 21,
+    compiled: str = "small",
+    repeat: int | None = None,
 ) -> Iterator[Row]:
     """Decode steps with eviction: against none, the older recipe and Recompute, at five sizes.
 
     ``to_static`` and ``to_bare`` are our step as a multiple of one without eviction: on
     transformers' StaticCache, and on a cache that does nothing at all but hold. The next columns
     are what other ways cost, as multiples of our step. ``bandwidth`` is the share of the speed at
-    which memory is copied that weights and cache are read with.
+    which memory is copied that weights and cache are read with. What is being measured is said on
+    standard error.
+
+    Args:
+        model: to load, instead of random ones.
+        sizes: of the cache, tokens.
+        shapes: of the random models.
+        compiled: which models are compiled, too: ``small`` ones (below 30 M parameters), ``all``
+            or ``none``.
+        repeat: turns; by default 15 for small models and 9 for others.
+
+    Raises:
+        ValueError: ``compiled`` is something else.
     """
+    if compiled not in COMPILED:
+        raise ValueError(f"compiled must be one of {', '.join(COMPILED)}, got {compiled!r}")
     device = pick_device().type
     if model is not None:
         makers: list[Callable[[], LM]] = [lambda: load(model)]
@@ -130,11 +148,15 @@ def bench_decode(
     bandwidth = copy_bandwidth(device)
     for make in makers:
         lm = make()
+        small = lm.model.num_parameters() < FEW_PARAMETERS
+        turns = repeat or TURNS[small]
+        compiles = compiled == "all" or (compiled == "small" and small)
         for size in sizes:
-            yield {"model": lm.name} | _decode(lm, size, bandwidth, compiled, repeat)
+            say(f"{lm.name}, cache of {size:,} tokens{', compiled as well' * compiles}")
+            yield {"model": lm.name} | _decode(lm, size, bandwidth, compiles, turns)
 
 
-def _decode(lm: LM, size: int, bandwidth: float, compiled: bool, repeat: int) -> Row:
+def _decode(lm: LM, size: int, bandwidth: float, compiles: bool, repeat: int) -> Row:
     ids = torch.arange(size, device=lm.device) % lm.model.config.vocab_size
     one, policy = ids[1:2], SinkWindow(N_SINK, size - N_SINK)
     lane, bare = Lane(lm, policy), bare_cache(lm)
@@ -148,7 +170,7 @@ def _decode(lm: LM, size: int, bandwidth: float, compiled: bool, repeat: int) ->
         "static": _static(lm, ids, one, 5),
         "older": steps(lambda: rotate_all_step(lm, older, one)),
     }
-    if compiled and (graph := _compiled(lm, policy, ids, one)) is not None:
+    if compiles and (graph := _compiled(lm, policy, ids, one)) is not None:
         fast["compiled"] = steps(lambda: graph.feed(one), 5)
     times = alternate(repeat, **fast)
     again = Lane(lm, Recompute(size, n_begin=0))

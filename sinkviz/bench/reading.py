@@ -21,7 +21,7 @@ from sinkviz.bench.measure import (
     story_ids,
 )
 from sinkviz.models import load
-from sinkviz.policies import SinkWindow, Window, parse_policy
+from sinkviz.policies import Policy, SinkWindow, Window, parse_policy
 from sinkviz.scoring import score
 
 POLICIES = ("0+64", "4+60", "4+252")
@@ -44,15 +44,22 @@ def bench_score(
     """Parallel against stepwise scoring, tokens per second; and memory for ten times the text.
 
     ``growth_mb`` is what the peak memory of a process of its own grows by, from scoring ``tokens``
-    to scoring ten times as many; ``returned_mb`` of it are the numbers that are returned.
+    to scoring ten times as many; ``returned_mb`` of it are the numbers that are returned. On CUDA,
+    ``attention`` is the way in which blocks attended: the faster one, where the text is long.
     """
     lm = load(model)
-    ids = story_ids(lm, tokens)
+    ids, said = story_ids(lm, tokens), {}
+
+    def parallel(policy: Policy) -> int:
+        run = score(lm, ids, policy)
+        said.update(run.provenance)
+        return len(run.nll)
+
     for name in policies:
         policy = parse_policy(name)
         times = alternate(
             repeat,
-            parallel=lambda policy=policy: len(score(lm, ids, policy).nll),
+            parallel=lambda policy=policy: parallel(policy),
             stepwise=lambda policy=policy: len(
                 score(lm, ids[:stepwise], policy, engine="stepwise").nll
             ),
@@ -63,6 +70,8 @@ def bench_score(
             "stepwise_per_s": 1e3 / milliseconds(times["stepwise"]),
             "ratio": ratio(times["stepwise"], times["parallel"]),
         }
+        if lm.device.type == "cuda":
+            row["attention"] = said["attention"]
         if memory:
             row |= _memory(model, name, tokens)
         yield row

@@ -212,6 +212,13 @@ def bench(
         str | None,
         typer.Option(help="Other tools to compare with, such as bertviz,circuitsvis (widgets)."),
     ] = None,
+    compiled: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH",
+            help="Models to compile as well: small (default), all or none (decode).",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a benchmark and print its table."""
@@ -227,7 +234,7 @@ def bench(
         raise typer.BadParameter(f"name a benchmark: {', '.join(BENCHES)}")
     if name not in BENCHES:
         raise ValueError(f"no benchmark {name!r}; known are {', '.join(BENCHES)}")
-    asked = {"model": model, "tokens": tokens, "against": against}
+    asked = {"model": model, "tokens": tokens, "against": against, "compiled": compiled}
     given = {key: x for key, x in asked.items() if x is not None}
     if unknown := given.keys() - inspect.signature(BENCHES[name]).parameters:
         raise ValueError(f"the benchmark {name} takes no --{min(unknown)}")

@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sinkviz.files import write_whole
 from sinkviz.models import LM, assets_folder, bundled, load
-from sinkviz.records import versions, write_whole
+from sinkviz.records import versions
 from sinkviz.text import books_folder, read_text
 
 Row = dict[str, Any]

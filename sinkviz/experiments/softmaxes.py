@@ -25,6 +25,7 @@ from sinkviz.experiments.stretches import n_front
 from sinkviz.metrics import ROLES, SINK_EPSILON
 from sinkviz.models import LM, assets_folder
 from sinkviz.plots.birth import grid_birth
+from sinkviz.plots.retrained import grid_retrained
 from sinkviz.plots.sink_table import grid_sink_table
 from sinkviz.recipes import ALTERED, SEEDS, Recipe
 from sinkviz.scoring import score
@@ -135,7 +136,7 @@ RETRAINED = Experiment(
     question="How far do runs of one recipe lie apart, and what do its rates and decay change?",
     cells=_token_cells,
     measure=_measure_token,
-    draw=grid_sink_table,
+    draw=grid_retrained,
     models=(
         *(run for name in (CLASSROOM, STANDARD, OFF_BY_ONE) for run in (name, *SEEDS[name])),
         *ALTERED,

@@ -1,7 +1,7 @@
 """Change how a text begins: functions on token ids. Nothing is changed in place.
 
 What stands first becomes the sink, whatever it is: with these one can watch it. ``lm.encode(text)``
-gives the ids, the tokenizer's own first token included.
+gives the ids, the tokenizer's own first token included; ids that are no whole numbers are refused.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-# Two texts of one call need not be of one length.
-Ids = Int[Tensor, " _"] | Sequence[int]
+from sinkviz.models import whole_ids
 
-
-def _ids(ids: Ids) -> Int[Tensor, " token"]:
-    return torch.as_tensor(ids, dtype=torch.long).flatten()
+Ids = Tensor | Sequence[int]
 
 
 def _check(n: int, least: int, most: int, what: str) -> None:
@@ -32,12 +29,15 @@ def prepend(ids: Ids, tokens: Ids) -> Int[Tensor, " edited"]:
         ids: the text.
         tokens: what comes first now.
 
+    Raises:
+        ValueError: an id is no whole number.
+
     Example:
         >>> prepend([5, 6, 7], [0, 0])
         tensor([0, 0, 5, 6, 7])
     """
-    ids = _ids(ids)
-    return torch.cat((_ids(tokens).to(ids.device), ids))
+    ids = whole_ids(ids)
+    return torch.cat((whole_ids(tokens).to(ids.device), ids))
 
 
 def remove_first(ids: Ids, n: int = 1) -> Int[Tensor, " edited"]:
@@ -54,7 +54,7 @@ def remove_first(ids: Ids, n: int = 1) -> Int[Tensor, " edited"]:
         >>> remove_first([5, 6, 7])
         tensor([6, 7])
     """
-    ids = _ids(ids)
+    ids = whole_ids(ids)
     _check(n, 0, len(ids) - 1, "n, the tokens to remove,")
     return ids[n:].clone()
 
@@ -73,8 +73,8 @@ def replace_first(ids: Ids, tokens: Ids) -> Int[Tensor, " edited"]:
         >>> replace_first([5, 6, 7], [9])
         tensor([9, 6, 7])
     """
-    ids = _ids(ids)
-    tokens = _ids(tokens).to(ids.device)
+    ids = whole_ids(ids)
+    tokens = whole_ids(tokens).to(ids.device)
     _check(len(tokens), 0, len(ids), "the number of tokens that replace others")
     return torch.cat((tokens, ids[len(tokens) :]))
 
@@ -94,7 +94,7 @@ def move_first(ids: Ids, to: int, n: int = 1) -> Int[Tensor, " edited"]:
         >>> move_first([5, 6, 7], to=1)
         tensor([6, 5, 7])
     """
-    ids = _ids(ids)
+    ids = whole_ids(ids)
     _check(n, 0, len(ids), "n, the tokens to move,")
     _check(to, 0, len(ids) - n, "to, their new position,")
     return torch.cat((ids[n : n + to], ids[:n], ids[n + to :]))
@@ -115,7 +115,7 @@ def repeat_first(ids: Ids, times: int = 2, n: int = 1) -> Int[Tensor, " edited"]
         >>> repeat_first([5, 6, 7], times=3)
         tensor([5, 5, 5, 6, 7])
     """
-    ids = _ids(ids)
+    ids = whole_ids(ids)
     _check(n, 1, len(ids), "n, the tokens to repeat,")
     if times < 1:
         raise ValueError(f"times must be at least 1 (2 duplicates the tokens), got {times}")

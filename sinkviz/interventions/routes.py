@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sinkviz.binding import BoundCache
+from sinkviz.bound import BoundCache
 from sinkviz.forward import uncompiled
 from sinkviz.interventions.changes import Call, Change, explicit_attention
 

@@ -24,6 +24,7 @@ from sinkviz.plots.moved import grid_moved_mass, plot_moved_mass
 from sinkviz.plots.norms import grid_norms, plot_norms, plot_value_norms
 from sinkviz.plots.recall import grid_limits, grid_recall, plot_forgetting, plot_recall
 from sinkviz.plots.received import plot_received, plot_received_map
+from sinkviz.plots.retrained import grid_retrained
 from sinkviz.plots.rotary import grid_rotary, plot_rotary
 from sinkviz.plots.runs import plot_nll, plot_sink_sizes
 from sinkviz.plots.scores import grid_scores, plot_score_map, plot_scores
@@ -45,6 +46,7 @@ __all__ = [
     "grid_moved_mass",
     "grid_norms",
     "grid_recall",
+    "grid_retrained",
     "grid_rotary",
     "grid_scores",
     "grid_sink_table",

@@ -17,7 +17,7 @@ import traitlets
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
-from sinkviz.records import write_whole
+from sinkviz.files import write_whole
 from sinkviz.style import COLOURS, small_png
 from sinkviz.widgets.page import page
 

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sinkviz.files import write_whole
 from sinkviz.models import LM, Text, few_threads
 from sinkviz.policies import Policy, parse_policy
-from sinkviz.records import versions, write_whole
+from sinkviz.records import versions
 from sinkviz.streaming import Step, compare
 from sinkviz.widgets.lanes import STAYS, LaneRecord, Spell
 

@@ -1,13 +1,12 @@
-"""Load a language model: bundled, from the Hub, or from a folder.
+"""A language model in the hand: ``LM``, and what may be done to it for a while.
 
-Everything is a transformers causal LM with its tokenizer, held by an ``LM``. Knows nothing about
-caches, hooks or plots.
+An ``LM`` holds a transformers causal language model and its tokenizer, and makes the cache of a
+policy. Knows nothing about where models come from.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,23 +17,13 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DynamicCache,
-    PreTrainedModel,
-    TextStreamer,
-)
+from transformers import DynamicCache, PreTrainedModel, TextStreamer
 from transformers.cache_utils import Cache
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils import logging
 
-import sinkviz.classroom  # noqa: F401  (registers the classroom model with the Auto classes)
 from sinkviz.binding import one_at_a_time
 from sinkviz.caches import SinkCache
-from sinkviz.families import FAMILIES, Family, attention_modules, computes_on
-from sinkviz.policies import Dense, Policy, SinkWindow, Window, parse_policy
+from sinkviz.families import Family, attention_modules, computes_on
+from sinkviz.policies import Dense, Policy, SinkWindow, Window
 from sinkviz.ranked import RankedCache
 from sinkviz.trial import family_of
 
@@ -42,15 +31,22 @@ Text = str | Sequence[int] | Tensor
 FEW_PARAMETERS = 30_000_000
 
 
-def assets_folder() -> Path:
-    """Return the folder of the bundled models and runs."""
-    inside = Path(__file__).parent / "assets"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "assets"
+def whole_ids(ids: Tensor | Sequence[int]) -> Int[Tensor, " token"]:
+    """Return token ids as one row of a tensor; there may be none.
 
+    Raises:
+        ValueError: an id is no whole number.
 
-def bundled() -> tuple[str, ...]:
-    """Return the names of the bundled models."""
-    return tuple(sorted(p.parent.name for p in assets_folder().glob("models/*/config.json")))
+    Example:
+        >>> whole_ids([5, 6])
+        tensor([5, 6])
+    """
+    given = torch.as_tensor(ids).flatten()
+    # An empty list has no numbers, and would be one of floats.
+    odd = given.dtype == torch.bool or given.is_floating_point() or given.is_complex()
+    if odd and len(given):
+        raise ValueError(f"token ids must be whole numbers, got {given.dtype}")
+    return given.long()
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,12 +135,9 @@ class LM:
             # Long texts are the point here, so no warning about the training length.
             text = self.tokenizer(text, verbose=False)["input_ids"]
             text = [*getattr(self.model.config, "sink_ids", ()), *text]
-        given = torch.as_tensor(text).flatten()
-        if not len(given):
+        ids = whole_ids(text)
+        if not len(ids):
             raise ValueError("the text is empty; give at least one token")
-        if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
-            raise ValueError(f"token ids must be whole numbers, got {given.dtype}")
-        ids = given.long()
         size = self.model.config.vocab_size
         if int(ids.min()) < 0 or int(ids.max()) >= size:
             raise ValueError(
@@ -300,111 +293,3 @@ def few_threads(lm: LM) -> Iterator[None]:
     finally:
         if small:
             torch.set_num_threads(before)
-
-
-def pick_device(device: str = "auto") -> torch.device:
-    """Return the named device; ``auto`` is CUDA where there is one, else the CPU."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
-
-
-def load(
-    name: str = "classroom-rope",
-    *,
-    device: str = "auto",
-    dtype: torch.dtype | None = None,
-    policy: Policy | str | None = None,
-) -> LM:
-    """Load a language model and its tokenizer.
-
-    Args:
-        name: a bundled model (see ``bundled``), a folder, or a Hub id such as
-            ``EleutherAI/pythia-160m``.
-        device: ``auto``, ``cpu``, ``cuda`` ...
-        dtype: of the weights; by default float32 on a CPU and the checkpoint's own elsewhere.
-        policy: what stays in the cache of ``lm.generate``, such as ``4+1020``.
-
-    Returns:
-        The model in evaluation mode, with its tokenizer.
-
-    Raises:
-        ValueError: there is no such model, it is not causal, or its folder has no safetensors.
-        OSError: the Hub cannot be reached.
-    """
-    place = pick_device(device)
-    folder = assets_folder() / "models" / str(name)
-    if not folder.is_dir():
-        folder = Path(name)
-    if folder.is_dir():
-        source = str(folder)
-        _check_folder(folder)
-    elif "/" in str(name) and not str(name).startswith((".", "/", "~")):
-        source = str(name)
-    else:
-        raise ValueError(
-            f"no model {str(name)!r}: bundled are {', '.join(bundled()) or 'none'}; otherwise give "
-            "a folder that exists or a Hub id such as EleutherAI/pythia-160m"
-        )
-    try:
-        config = AutoConfig.from_pretrained(source)
-        # Encoders that can be made decoders say so in a flag, which GPT-NeoX has too, and ignores.
-        encoder = config.model_type not in FAMILIES and getattr(config, "is_decoder", None) is False
-        causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
-        if encoder or not causal:
-            raise ValueError(
-                f"{name} is a {config.model_type!r} model, which does not predict the next token; "
-                "sinkviz needs a causal language model"
-            )
-        if dtype is None:
-            dtype = torch.float32 if place.type == "cpu" else "auto"
-        with quiet(folder.is_dir()):
-            model, found = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
-    except OSError as error:
-        if folder.is_dir():
-            raise
-        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-        raise OSError(
-            f"cannot fetch {name!r} from the Hub ({'HF_HUB_OFFLINE=1' if offline else 'network?'});"
-            f" check the id and the connection, or use a bundled model: {', '.join(bundled())}"
-        ) from error
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(
-            f"{name} lacks weights of a causal language model, such as {missing[0]}: it was saved "
-            "without its head, or as another kind of model"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError):
-        tokenizer = None
-    # A run of `sinkviz train NAME` leaves its model in NAME/model.
-    own = folder.resolve().parent if folder.name == "model" else folder
-    short = own.name if folder.is_dir() else str(name)
-    policy = parse_policy(policy) if isinstance(policy, str) else policy
-    return LM(model.to(place).eval(), tokenizer, short, policy)
-
-
-@contextlib.contextmanager
-def quiet(wanted: bool = True) -> Iterator[None]:
-    """Let transformers show no progress bar meanwhile: a file on disk is read in a moment."""
-    shown = logging.is_progress_bar_enabled()
-    try:
-        if wanted:
-            logging.disable_progress_bar()
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no model: config.json is missing")
-    if not list(folder.glob("*.safetensors")):
-        others = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no weights at all"
-        raise ValueError(
-            f"{folder} holds no safetensors file (found {others}); sinkviz loads only safetensors. "
-            "Convert it with model.save_pretrained(folder)"
-        )
