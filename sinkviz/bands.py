@@ -115,7 +115,9 @@ class Folds:
     """
 
     def __init__(self, band: Band) -> None:
-        self.band = band
+        # Not the band itself: in a circle, both would wait for the collector of garbage.
+        self.query_position, self.key_position = band.query_position, band.key_position
+        self.n_sink, self.n_recent = band.n_sink, band.n_recent
         n_query, n_key = band.query_position.shape[1], band.key_position.shape[1]
         # Small folds compute little in vain. But where they are copied, so is a window for each.
         # A power of two, which blocks are too: then nothing is left over.
@@ -132,22 +134,21 @@ class Folds:
     @cached_property
     def outside(self) -> Bool[Tensor, "query key"]:
         """Which keys of its stretch a query must not see, by its place alone: the same in all."""
-        device = self.band.query_position.device
+        device = self.query_position.device
         row = torch.arange(self.size, device=device)[:, None]
-        column = torch.arange(-self.band.n_sink, self.reach + self.size, device=device)
+        column = torch.arange(-self.n_sink, self.reach + self.size, device=device)
         return (column >= 0) & ((column < row) | (column > row + self.reach))
 
     @cached_property
     def hidden(self) -> Bool[Tensor, "row fold query key"]:
         """What is not ``band.visible``, in folds: the sinks, then each fold's stretch of keys."""
-        band = self.band
-        query = pad(band.query_position, (0, self.spare), value=-1)
+        query = pad(self.query_position, (0, self.spare), value=-1)
         query = query.unflatten(1, (self.count, self.size))
-        key = pad(band.key_position[:, band.n_sink :], (self.missing, self.spare), value=-1)
+        key = pad(self.key_position[:, self.n_sink :], (self.missing, self.spare), value=-1)
         key = key.unfold(1, self.reach + self.size, self.size)
-        front = band.key_position[:, None, : band.n_sink].expand(-1, self.count, -1)
+        front = self.key_position[:, None, : self.n_sink].expand(-1, self.count, -1)
         keys = torch.cat((front, key), -1).flatten(0, 1)
-        folded = Band(query.flatten(0, 1), keys, band.n_sink, band.n_recent)
+        folded = Band(query.flatten(0, 1), keys, self.n_sink, self.n_recent)
         return ~folded.visible.unflatten(0, (-1, self.count))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -113,6 +114,16 @@ def attend(band: Band, q, k, v, **options):
     module = torch.nn.Identity()
     module.layer_idx = 0
     return banded_attention(module, q, k, v, None, bands={0: band}, scaling=0.3, **options)[0]
+
+
+def test_a_band_goes_when_its_pass_is_over():
+    """Not when garbage is collected: a long text would pile them up."""
+    position = torch.arange(40)[None]
+    band = Band(position, position, n_sink=2, n_recent=8)
+    assert band.folds.hidden.any() and band.folds.outside.any() and len(band.tiles) == 4
+    gone = weakref.ref(band)
+    del band
+    assert gone() is None
 
 
 def test_banded_attention_is_attention_where_all_is_visible():
