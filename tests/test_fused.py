@@ -11,6 +11,7 @@ import torch
 from torch.nn.attention import flex_attention
 from zoo import zoo_float32
 
+from sinkviz import tiles
 from sinkviz.capturing import capture, fused, gathering, kernels, observing
 from sinkviz.capturing.sights import Sight
 from sinkviz.capturing.statistics import LayerStatistics, Plan
@@ -53,7 +54,7 @@ def block_by_block(query, key, value, *, score_mod, block_mask, scale, enable_gq
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Run no kernels, but what they compute, in small blocks, and so for short texts."""
-    monkeypatch.setattr(kernels, "SIDE", 16)
+    monkeypatch.setattr(tiles, "SIDE", 16)
     monkeypatch.setattr(kernels, "_run", lambda: kernels._logs)
     monkeypatch.setattr(kernels, "flex_attention", block_by_block)
 
@@ -177,10 +178,10 @@ def test_blocks_are_left_out_where_nothing_counts(pairs, first):
     few = torch.rand(300 - first, 300, generator=torch.Generator().manual_seed(0)) < 2e-4
     for visible in (None, few):
         parts = None if visible is None else kernels._parts(visible)
-        partial, full = kernels._grids(first, 300, torch.tensor(pairs), parts)
+        partial, full = tiles.grids(300 - first, 300, pairs, key.device, parts)
         inside = counts if visible is None else counts & visible
-        for i, rows in enumerate(inside.split(kernels.SIDE)):
-            for j, block in enumerate(rows.split(kernels.SIDE, 1)):
+        for i, rows in enumerate(inside.split(tiles.SIDE)):
+            for j, block in enumerate(rows.split(tiles.SIDE, 1)):
                 assert not full[i, j] or block.all()
                 assert partial[i, j] or full[i, j] or not block.any()
                 if visible is None:

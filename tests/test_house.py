@@ -66,7 +66,7 @@ ROOMS = {
     "recipes": "classroom",
     "corpus": "recipes files text",
     "training": "metrics files classroom models recipes corpus",
-    "capturing": "memory metrics records families binding models",
+    "capturing": "memory metrics tiles records families binding models",
     "lanes": "policies families fingerprints records rows choosing bound caches ranked models "
     "forward",
     "streaming": "policies files records rows models binding lanes sampling",

@@ -18,12 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from sinkviz import tiles
 from sinkviz.capturing.sights import Sight
 
 # The kernels multiply matrices of no fewer columns.
 LEAST_COLUMNS = 16
-# Tokens along a side of the blocks that a kernel leaves out where no query sees a key.
-SIDE = 128
 # Lengths, masks and kinds of heads in a session, each of which may be compiled anew.
 KERNELS = 64
 
@@ -89,12 +88,13 @@ class Products:
         """
         sight, rows, columns = self.sight, self.query, self.key
         limits = torch.tensor([sight.first, *pairs], device=rows.device)
-        grids = _grids(sight.first, sight.n_keys, limits[1:], self._parts)
+        n_queries = sight.n_keys - sight.first
+        grids = tiles.grids(n_queries, sight.n_keys, pairs, rows.device, self._parts)
         if kind == "received":
             # As many heads as the queries have: then the kernel is the same without shared keys.
             rows, columns = columns.repeat_interleave(len(rows) // len(columns), 0), rows
             grids = [grid.mT for grid in grids]
-        blocks = [x for grid in grids for x in _in_order(grid)]
+        blocks = [x for grid in grids for x in tiles.in_order(grid[None])]
         visible = None if sight.mask is None else sight.mask[0]
         states = rows[None], columns[None], columns[None, ..., :LEAST_COLUMNS]
         options = visible, shift, self.scaling, self.softcap
@@ -133,7 +133,7 @@ def _logs(
         query: (1, head, query, dimension); keys, where it is about what they receive.
         key: (1, kv_head, key, dimension); then queries.
         value: (1, kv_head, key, _), of which nothing is wanted, and as little as can be given.
-        blocks: blocks with some pairs, and full ones, see ``_in_order``.
+        blocks: blocks with some pairs, and full ones, see ``tiles.in_order``.
         limits: text position of the first query, and the ``Pairs``.
         visible: (query, key): a mask of the pairs that see each other.
         shift: see ``Products.log_sums``.
@@ -161,7 +161,7 @@ def _logs(
 
     mask = BlockMask.from_kv_blocks(
         *blocks,
-        BLOCK_SIZE=SIDE,
+        BLOCK_SIZE=tiles.SIDE,
         mask_mod=seen,
         seq_lengths=(query.shape[2], key.shape[2]),
         compute_q_blocks=False,
@@ -180,39 +180,9 @@ def _logs(
     return found.lse
 
 
-def _grids(
-    first: int, n_keys: int, pairs: Tensor, parts: tuple[Tensor, Tensor] | None
-) -> list[Bool[Tensor, "_ _"]]:
-    """Return which blocks have some pairs and lack others, and which have all.
-
-    Args:
-        first: text position of the first query.
-        n_keys: keys up to the last query's own.
-        pairs: ``Pairs``.
-        parts: of a mask: blocks with some pairs, and those with all.
-    """
-    nearest, beyond, least, stop = pairs
-    row = torch.arange(first, n_keys, SIDE, device=pairs.device)[:, None]
-    column = torch.arange(0, n_keys, SIDE, device=pairs.device)
-    last_row, last_column = ((x + SIDE - 1).clamp(max=n_keys - 1) for x in (row, column))
-    some = (last_row - column >= nearest) & (row - last_column < beyond)
-    some &= (last_column >= least) & (column < stop)
-    every = (row - last_column >= nearest) & (last_row - column < beyond)
-    every &= (column >= least) & (last_column < stop)
-    if parts is not None:
-        some, every = some & parts[0], every & parts[1]
-    return [some & ~every, every]
-
-
 def _parts(visible: Bool[Tensor, "query key"]) -> tuple[Tensor, Tensor]:
     """Return which blocks of a mask have some pairs, and which have all."""
-    rows, columns = (-size % SIDE for size in visible.shape)
+    rows, columns = (-size % tiles.SIDE for size in visible.shape)
     padded = torch.nn.functional.pad(visible, (0, columns, 0, rows))
-    cells = padded.unflatten(1, (-1, SIDE)).unflatten(0, (-1, SIDE))
+    cells = padded.unflatten(1, (-1, tiles.SIDE)).unflatten(0, (-1, tiles.SIDE))
     return cells.any(3).any(1), cells.all(3).all(1)
-
-
-def _in_order(grid: Bool[Tensor, "row column"]) -> tuple[Tensor, Tensor]:
-    """Return how many blocks of each row there are, and all columns, those first that are there."""
-    columns = grid.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
-    return grid.sum(-1).int()[None, None], columns.int()[None, None].contiguous()
