@@ -91,9 +91,13 @@ class _LogSums(TorchDispatchMode):
         return found
 
     def of(self, query: Tensor) -> Tensor | None:
-        """Return (row, head, query) of the one attention that was heard, or None."""
+        """Return (row, head, query) of the one attention that was heard, or None.
+
+        None in half precision, too: sums of scores that were rounded so are not ours.
+        """
         heard, self._heard = self._heard, []
-        return heard[0] if [x.shape for x in heard] == [query.shape[:3]] else None
+        alike = [(x.shape, x.dtype) for x in heard] == [(query.shape[:3], query.dtype)]
+        return heard[0] if alike else None
 
 
 def _own_mask(*args: Any, **kwargs: Any) -> Any:
