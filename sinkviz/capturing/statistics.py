@@ -215,6 +215,22 @@ class LayerStatistics:
                 at = head - heads.start
                 whole[rows, keys] = weights[at] * share[at, :, None]
 
+    def rescale(self, heads: slice, first: int, total: Float[Tensor, "head row"]) -> None:
+        """Make up for what rounding added to some queries' attention, now that all of it is known.
+
+        What keys receive is a mean of many, in which this averages out.
+
+        Args:
+            heads: which heads.
+            first: text position of the first query.
+            total: the sum of each query's attention, one but for rounding.
+        """
+        rows = slice(first, first + total.shape[1])
+        for name in self.sums.keys() & {*ROLES, "entropy"}:
+            self.sums[name][heads, rows] /= total
+        if "entropy" in self.sums:
+            self.sums["entropy"][heads, rows] += total.log()
+
     def put(self, first: int, sums: dict[str, Float[Tensor, "head _"]]) -> None:
         """Add what is already summed over a whole pass; of it, what is asked for.
 

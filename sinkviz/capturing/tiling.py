@@ -53,6 +53,7 @@ def reduce_tiles(
         for row in range(0, n_query, ROWS):
             some = rows[row : row + ROWS]
             first = sight.first + row
+            total = some.new_zeros(1, len(some))
             for start, stop in _tiles(sight.start(row, 1), first, first + len(some)):
                 logs = found.scratch("weights", 1, len(some), stop - start, some)
                 torch.mm(some, columns[:, start:stop], out=logs[0])
@@ -66,8 +67,10 @@ def reduce_tiles(
                     sight.clear(weights, row, start)
                 if found.wants("entropy"):
                     entropy = -logs.mul_(weights).sum(-1)
+                total += weights.sum(-1)
                 share = weights.new_ones(1, len(some))
                 found.add(slice(head, head + 1), first, start, weights, share, entropy=entropy)
+            found.rescale(slice(head, head + 1), first, total)
 
 
 def _tiles(start: int, first: int, stop: int) -> Iterator[tuple[int, int]]:
