@@ -166,7 +166,9 @@ def test_the_page_of_a_run_shows_what_the_kernel_would(open_file, lm, tmp_path, 
     wait_until(page, lambda drawn: drawn < 20)
     page.keyboard.press("Space")
     play.wait_for()
-    place = int(page.locator(".sinkviz").get_attribute("data-drawn"))
+    # The counter knows at once where the run stopped, the picture a frame later.
+    place = int(page.locator(".counter").inner_text().split()[0])
+    wait_until(page, lambda drawn: drawn == place)
     page.wait_for_timeout(200)
     assert int(page.locator(".sinkviz").get_attribute("data-drawn")) == place < steps
     page.get_by_role("button", name="Reset").click()
