@@ -110,7 +110,8 @@ class Folds:
         count: folds.
         spare: queries that are missing in the last fold.
         missing: keys that are missing in front of the first query's, as at the beginning of a text.
-        reach: keys of a query's window, its own aside.
+        reach: keys of a stretch in front of its first query, one more than it sees: a window and
+            its sinks are mostly a round number, and rows of memory of such a length are faster.
         width: keys of a stretch, and the sinks.
     """
 
@@ -127,7 +128,7 @@ class Folds:
         self.size = min(n_query, size)
         self.count = -(-n_query // self.size)
         self.spare = self.count * self.size - n_query
-        self.reach = band.n_recent - 1
+        self.reach = band.n_recent
         self.missing = self.reach - (n_key - band.n_sink - n_query)
         self.width = band.n_sink + self.reach + self.size
 
@@ -137,7 +138,7 @@ class Folds:
         device = self.query_position.device
         row = torch.arange(self.size, device=device)[:, None]
         column = torch.arange(-self.n_sink, self.reach + self.size, device=device)
-        return (column >= 0) & ((column < row) | (column > row + self.reach))
+        return (column >= 0) & ((column <= row) | (column > row + self.reach))
 
     @cached_property
     def hidden(self) -> Bool[Tensor, "row fold query key"]:

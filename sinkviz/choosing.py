@@ -108,7 +108,7 @@ def _served(query: Tensor, key: Tensor, band: Band) -> bool:
     if _given_up or query.device.type not in DEVICES or query.dtype not in ROUNDING:
         return False
     n_query, size = query.shape[2:]
-    whole = key.shape[2] - band.n_sink - n_query >= band.n_recent - 1
+    whole = key.shape[2] - band.n_sink - n_query >= band.n_recent
     return whole and n_query >= LEAST_QUERIES and size >= LEAST_COLUMNS
 
 

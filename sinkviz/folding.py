@@ -69,31 +69,31 @@ def folded_attention(
     by_fold = output.unflatten(2, (kv_heads, shared)).unflatten(1, (folds.count, folds.size))
     by_fold = by_fold.permute(0, 3, 1, 4, 2, 5)  # row, kv_head, fold, shared, query, dimension
 
-    def attend(row: int, heads: slice) -> None:
+    def attend(row: int, few: slice) -> None:
         scores = torch.baddbmm(
-            mask, near[row, heads].flatten(0, 1), keys[row, heads].flatten(0, 1), alpha=scaling
+            mask, near[row, few].flatten(0, 1), keys[row, few].flatten(0, 1), alpha=scaling
         )
         if n_sink:
-            sinks = key[row, heads, :n_sink].transpose(-1, -2)
+            sinks = key[row, few, :n_sink].transpose(-1, -2)
             to_sinks = scores.view(len(sinks), -1, width)[..., :n_sink]
-            to_sinks.baddbmm_(far[row, heads].flatten(1, 2), sinks, beta=0, alpha=scaling)
+            to_sinks.baddbmm_(far[row, few].flatten(1, 2), sinks, beta=0, alpha=scaling)
         if softcap is not None:
             scores = capped(scores, softcap)
         if hidden is not None:
             alike = scores.unflatten(0, (-1, folds.count))
             scores = alike.masked_fill(hidden[row], -torch.inf).flatten(0, 1)
         if s_aux is not None:
-            null = s_aux.view(kv_heads, 1, shared, 1)[heads].to(scores)
+            null = s_aux.view(kv_heads, 1, shared, 1)[few].to(scores)
             null = null.expand(-1, folds.count, shared, folds.size).reshape(*scores.shape[:2], 1)
             scores = torch.cat((scores, null), -1)
         attention = scores.softmax(-1, dtype=torch.promote_types(torch.float32, scores.dtype))
         attention = attention[..., :width].to(value.dtype)
-        found = torch.bmm(attention[..., n_sink:], values[row, heads].flatten(0, 1))
+        found = torch.bmm(attention[..., n_sink:], values[row, few].flatten(0, 1))
         if n_sink:
             of_sinks = attention[..., :n_sink].unflatten(0, (-1, folds.count)).flatten(1, 2)
             by_head = found.view(len(of_sinks), -1, size)
-            by_head.baddbmm_(of_sinks, value[row, heads, :n_sink])
-        target = by_fold[row, heads]
+            by_head.baddbmm_(of_sinks, value[row, few, :n_sink])
+        target = by_fold[row, few]
         target.copy_(found.view(target.shape))
 
     step = _heads_at_once(query.device, folds.count * shared * folds.size * width)

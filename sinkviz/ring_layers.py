@@ -151,12 +151,10 @@ class RingLayer(CacheLayerMixin):
                 cos, sin = (x[:, None, :, None] for x in rotation_by(delta, ring.frequencies))
                 sinks = self._rotated(sinks, (cos, sin))
             sinks, sink_values = sinks.flatten(2, 3), sink_values.repeat(1, 1, step.copies, 1)
-        slot = ring.n_sink + (step.old_position - ring.n_sink) % ring.n_recent
-        old_keys, old_values = (_gather(x, slot) for x in (self.keys, self.values))
-        recent = min(key.shape[2], ring.n_recent)
-        kept = (x[:, :, -recent:] for x in (key, value))
+        old_keys, old_values = (_gather(x, step.old_slot) for x in (self.keys, self.values))
+        kept = (x[:, :, -step.n_kept :] for x in (key, value))
         # A long block would be held whole by a view of its end.
-        self._pending = tuple(x.clone() if recent < key.shape[2] else x for x in kept)
+        self._pending = tuple(x.clone() if step.n_kept < step.n_new else x for x in kept)
         return torch.cat((sinks, old_keys, key), 2), torch.cat((sink_values, old_values, value), 2)
 
     def _rotated(self, keys: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
@@ -176,15 +174,11 @@ class RingLayer(CacheLayerMixin):
         """Write the end of a band into the ring, now that all layers have passed."""
         if self._pending is None:
             return
-        ring, last = self.ring, self.ring.step.query_position[:, -1:]
-        first_kept = last + 1 - self._pending[0].shape[2]
-        slot = torch.arange(ring.n_recent)
-        position = last - (last - ring.n_sink - slot) % ring.n_recent
-        here = ((position >= first_kept) & (position >= ring.n_sink)).to(self.keys.device)
-        source = (position - first_kept).clamp(min=0)
+        source, overwritten = self.ring.step.kept
+        overwritten = overwritten.to(self.keys.device)[:, None, :, None]
         for held, new in zip((self.keys, self.values), self._pending, strict=True):
-            held = held[:, :, ring.n_sink :]
-            held.copy_(torch.where(here[:, None, :, None], _gather(new, source), held))
+            held = held[:, :, self.ring.n_sink :]
+            held.copy_(torch.where(overwritten, _gather(new, source), held))
         self._pending = None
 
     def rollback(self) -> None:
@@ -210,9 +204,9 @@ class RingLayer(CacheLayerMixin):
         ring = self.ring
         if ring.clock.compiled:
             return ring.size, 0
-        layout, end = self.step.layout, ring.clock.seen + query_length
-        n_key = end if layout == "head" else ring.size - 1 + query_length
-        return n_key, end - n_key
+        seen = ring.clock.seen
+        earlier = {"head": seen, "slots": ring.size - 1, "band": ring.size}[self.step.layout]
+        return earlier + query_length, seen - earlier
 
     def get_max_length(self) -> int:
         """Return the number of slots."""

@@ -179,8 +179,34 @@ class Pass:
     def old_position(self) -> Int[Tensor, "row key"]:
         """Text positions of the earlier tokens in a band, whether they are there or not."""
         held = self.seen if self.padding is not None else max(0, self.seen - self.ring.n_sink)
-        n_old = min(self.ring.n_recent - 1, held)
+        n_old = min(self.ring.n_recent, held)
         return self.query_position[:, :1] + torch.arange(-n_old, 0)
+
+    @cached_property
+    def ring_position(self) -> Int[Tensor, "row slot"]:
+        """Text positions of what the slots of the ring hold after the pass, if it is there."""
+        n_recent, last = self.ring.n_recent, self.query_position[:, -1:]
+        return last - (last - self.ring.n_sink - torch.arange(n_recent)) % n_recent
+
+    @property
+    def n_kept(self) -> int:
+        """How many tokens of a band, its last, may stay in the ring."""
+        return min(self.n_new, self.ring.n_recent)
+
+    @cached_property
+    def old_slot(self) -> Int[Tensor, "row key"]:
+        """Slots of the earlier tokens in a band."""
+        return self.ring.n_sink + (self.old_position - self.ring.n_sink) % self.ring.n_recent
+
+    @cached_property
+    def kept(self) -> tuple[Int[Tensor, "row slot"], Bool[Tensor, "row slot"]]:
+        """What a band leaves in the ring: which of its last ``n_kept`` tokens, and in which slots.
+
+        One place per slot of the ring, sinks aside.
+        """
+        first, position = self.query_position[:, -1:] + 1 - self.n_kept, self.ring_position
+        here = (position >= first) & (position >= self.ring.n_sink)
+        return (position - first).clamp(min=0), here
 
     @cached_property
     def key_position(self) -> Int[Tensor, "row key"]:
@@ -188,12 +214,11 @@ class Pass:
 
         Of the copies of the sinks (``copies``) this counts the first alone.
         """
-        n_sink, n_recent = self.ring.n_sink, self.ring.n_recent
-        last = self.query_position[:, -1:]
+        n_sink, last = self.ring.n_sink, self.query_position[:, -1:]
         if self.layout == "head":
             return torch.arange(self.seen + self.n_new)[None]
         if self.layout == "slots":
-            recent = last - (last - n_sink - torch.arange(n_recent)) % n_recent
+            recent = self.ring_position
         else:
             recent = torch.cat((self.old_position, self.query_position), -1)
         sink = torch.arange(n_sink).expand(len(last), -1)

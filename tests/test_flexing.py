@@ -83,7 +83,7 @@ def band_of(n_query, n_sink, n_recent, seen=0, padding=(0,), pairs=3, seed=0) ->
     """Return a band as a cache makes it, each query with an angle of its own."""
     generator = torch.Generator().manual_seed(seed)
     query = torch.arange(seen, seen + n_query)[None] - torch.tensor(padding)[:, None]
-    recent = torch.cat((query[:, :1] + torch.arange(-min(n_recent - 1, seen), 0), query), 1)
+    recent = torch.cat((query[:, :1] + torch.arange(-min(n_recent, seen), 0), query), 1)
     sink = torch.arange(n_sink).expand(len(padding), -1)
     sink, recent = (
         sink.masked_fill(sink > query[:, -1:], -1),
