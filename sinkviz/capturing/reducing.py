@@ -108,15 +108,19 @@ def largest_score(query: Tensor, key: Tensor, scaling: float, null: Tensor | Non
     return largest if null is None else max(largest, float(null.abs().amax()))
 
 
-def in_columns(keys: Float[Tensor, "head key dimension"], scaling: float) -> Tensor:
+def in_columns(
+    keys: Float[Tensor, "head key dimension"],
+    scaling: float,
+    out: Float[Tensor, "head dimension key"] | None = None,
+) -> Float[Tensor, "head dimension key"]:
     """Return scaled keys side by side, which makes products with few rows half as long.
 
     A processor transposes best by a product: each number is one product and many zeros, exactly.
     """
     if len(keys) > 1:
-        return keys.mT * scaling
+        return torch.mul(keys.mT, scaling, out=out)
     unit = torch.eye(keys.shape[2], dtype=keys.dtype, device=keys.device) * scaling
-    return torch.mm(unit, keys[0].t())[None]
+    return torch.bmm(unit[None], keys.mT, out=out)
 
 
 def _products(found: LayerStatistics, query: Tensor, keys: Tensor) -> Float[Tensor, "head row key"]:

@@ -283,14 +283,15 @@ class LayerStatistics:
         if first < plan.n_sink:
             sink = sink.clone()
             sink.diagonal(first - start, 1, 2).zero_()
-        sums["sink"][heads, rows] += sink.sum(-1) * share
         left = max(start, first - plan.n_recent + 1, plan.n_sink)
         band = weights[..., left - start :]
         if left == first - plan.n_recent + 1:
             band = band * self._recent(*band.shape[1:], band)
-        else:
+        elif band.shape[2]:
             band = band.tril(first - left - 1).triu_(first - left - plan.n_recent + 1)
-        sums["recent"][heads, rows] += band.sum(-1) * share
+        for role, part in (("sink", sink), ("recent", band)):
+            if part.shape[2]:
+                sums[role][heads, rows] += part.sum(-1) * share
         if null is not None:
             sums["null"][heads, rows] = null
 

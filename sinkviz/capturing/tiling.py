@@ -40,37 +40,40 @@ def reduce_tiles(
         log_sums: logarithm of the sum of exponentials of each query's scores.
     """
     found.see(sight)
-    n_query, shared = query.shape[1], len(query) // len(key)
-    columns = None
+    n_query, size, n_shared = *query.shape[1:], len(query) // len(key)
+    # One coordinate more takes each query's logarithm off its scores within the product.
+    rows = query.new_empty(n_query, size + 1, dtype=found.dtype)
+    columns = rows.new_ones(size + 1, sight.n_keys)
+    room, spare = (rows.new_empty(ROWS * (KEYS + ROWS)) for _ in range(2))
+    ones = rows.new_ones(1, ROWS)
     for head, own in enumerate(query):
-        # One coordinate more takes each query's logarithm off its scores within the product.
-        rows = torch.cat((own.to(found.dtype), -log_sums[head, :, None].to(found.dtype)), 1)
-        if head % shared == 0:
-            keys = key[head // shared, None].to(found.dtype)
-            columns = in_columns(keys, scaling)[0]
-            columns = torch.cat((columns, columns.new_ones(1, columns.shape[1])))
-        bounded = 2 * largest_score(own.to(found.dtype), keys, scaling) < -LEAST_SCORE
+        heads = slice(head, head + 1)
+        rows[:, :size], rows[:, size] = own, -log_sums[head]
+        if head % n_shared == 0:
+            keys = key[head // n_shared, None].to(found.dtype)
+            in_columns(keys, scaling, out=columns[None, :size])
+        bounded = 2 * largest_score(rows[:, :size], keys, scaling) < -LEAST_SCORE
         for row in range(0, n_query, ROWS):
             some = rows[row : row + ROWS]
-            first = sight.first + row
-            total = some.new_zeros(1, len(some))
+            first, share = sight.first + row, ones[:, : len(some)]
+            total = torch.zeros_like(share)
             for start, stop in _tiles(sight.start(row, 1), first, first + len(some)):
-                logs = found.scratch("weights", 1, len(some), stop - start, some)
+                n = len(some) * (stop - start)
+                logs = room[:n].view(1, len(some), -1)
                 torch.mm(some, columns[:, start:stop], out=logs[0])
                 if not bounded:  # above zero is only what is not seen
                     logs.clamp_(LEAST_SCORE, 1.0)
                 weights, entropy = logs, None
                 if found.wants("entropy"):
-                    weights = found.scratch("of these", *logs.shape, logs)
+                    weights = spare[:n].view(logs.shape)
                 torch.exp(logs, out=weights)
                 if stop > first or sight.has_gaps:
                     sight.clear(weights, row, start)
                 if found.wants("entropy"):
                     entropy = -logs.mul_(weights).sum(-1)
                 total += weights.sum(-1)
-                share = weights.new_ones(1, len(some))
-                found.add(slice(head, head + 1), first, start, weights, share, entropy=entropy)
-            found.rescale(slice(head, head + 1), first, total)
+                found.add(heads, first, start, weights, share, entropy=entropy)
+            found.rescale(heads, first, total)
 
 
 def _tiles(start: int, first: int, stop: int) -> Iterator[tuple[int, int]]:
