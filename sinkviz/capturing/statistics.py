@@ -201,7 +201,7 @@ class LayerStatistics:
         if "entropy" in sums:
             sums["entropy"][heads, rows] += entropy
         if "backwards" in sums:
-            diagonals = torch.bmm(share[:, None], _diagonals(weights))[:, 0]
+            diagonals = torch.bmm(share[:, None], _slanting(weights, 1 - n_rows, n_keys))[:, 0]
             sums["backwards"][heads, plan.n_tokens - n_keys :] += diagonals
         wanted = [i for i, query in enumerate(plan.queries) if rows.start <= query < rows.stop]
         if wanted:
@@ -215,21 +215,20 @@ class LayerStatistics:
                 at = head - heads.start
                 whole[rows, keys] = weights[at] * share[at, :, None]
 
-    def rescale(self, heads: slice, first: int, total: Float[Tensor, "head row"]) -> None:
+    def rescale(self, first: int, total: Float[Tensor, "head row"]) -> None:
         """Make up for what rounding added to some queries' attention, now that all of it is known.
 
         What keys receive is a mean of many, in which this averages out.
 
         Args:
-            heads: which heads.
             first: text position of the first query.
             total: the sum of each query's attention, one but for rounding.
         """
         rows = slice(first, first + total.shape[1])
         for name in self.sums.keys() & {*ROLES, "entropy"}:
-            self.sums[name][heads, rows] /= total
+            self.sums[name][:, rows] /= total
         if "entropy" in self.sums:
-            self.sums["entropy"][heads, rows] += total.log()
+            self.sums["entropy"][:, rows] += total.log()
 
     def put(self, first: int, sums: dict[str, Float[Tensor, "head _"]]) -> None:
         """Add what is already summed over a whole pass; of it, what is asked for.
@@ -283,25 +282,17 @@ class LayerStatistics:
         if first < plan.n_sink:
             sink = sink.clone()
             sink.diagonal(first - start, 1, 2).zero_()
-        left = max(start, first - plan.n_recent + 1, plan.n_sink)
-        band = weights[..., left - start :]
-        if left == first - plan.n_recent + 1:
-            band = band * self._recent(*band.shape[1:], band)
-        elif band.shape[2]:
-            band = band.tril(first - left - 1).triu_(first - left - plan.n_recent + 1)
+        oldest = first - plan.n_recent + 1  # of the first row's recent keys
+        left = max(start, oldest, plan.n_sink)
+        if left == oldest and start + weights.shape[2] > first:
+            band = _slanting(weights, left - start, plan.n_recent - 1)
+        else:
+            band = weights[..., left - start :].tril(first - left - 1).triu_(oldest - left)
         for role, part in (("sink", sink), ("recent", band)):
             if part.shape[2]:
                 sums[role][heads, rows] += part.sum(-1) * share
         if null is not None:
             sums["null"][heads, rows] = null
-
-    def _recent(self, rows: int, keys: int, like: Tensor) -> Float[Tensor, "row key"]:
-        """Return one where a key is recent, in a band that begins with the first row's first."""
-        held = self._scratch.get("recent")
-        if held is None or len(held) < rows:
-            held = like.new_ones(rows, rows + self.plan.n_recent - 1)
-            held = self._scratch["recent"] = held.tril_(self.plan.n_recent - 2).triu_()
-        return held[:rows, :keys]
 
     def _mass(self) -> Float[Tensor, "head query role"]:
         """Return each query's attention by role; see ``sinkviz.metrics.mass``."""
@@ -355,12 +346,15 @@ class LayerStatistics:
         return found if self.scores is None else found | {"scores": self.scores}
 
 
-def _diagonals(weights: Float[Tensor, "head row key"]) -> Float[Tensor, "head row distance"]:
-    """Return a view of causal weights whose columns are distances, the farthest first.
+def _slanting(
+    weights: Float[Tensor, "head row key"], start: int, n_keys: int
+) -> Float[Tensor, "head row _"]:
+    """Return a view of so many keys of each row: of the first from ``start`` on, then one further.
 
-    Each row is read one number further to the left than the row above. What lies left of a row's
-    end is the previous row's part above its diagonal, which is zero, and the zeros of ``scratch``.
+    Where they begin left of the first key, columns are distances. What lies there is the previous
+    row's part above its diagonal, which is zero, and the zeros of ``scratch``.
     """
-    n_rows, n_keys = weights.shape[1:]
-    offset = weights.storage_offset() - (n_rows - 1)
-    return weights.as_strided(weights.shape, (weights.stride(0), n_keys + 1, 1), offset)
+    strides = weights.stride(0), weights.stride(1) + 1, 1
+    return weights.as_strided(
+        (*weights.shape[:2], n_keys), strides, weights.storage_offset() + start
+    )

@@ -45,7 +45,7 @@ def reduce_tiles(
     rows = query.new_empty(n_query, size + 1, dtype=found.dtype)
     columns = rows.new_ones(size + 1, sight.n_keys)
     room, spare = (rows.new_empty(ROWS * (KEYS + ROWS)) for _ in range(2))
-    ones = rows.new_ones(1, ROWS)
+    ones, totals = rows.new_ones(1, ROWS), rows.new_zeros(query.shape[:2])
     for head, own in enumerate(query):
         heads = slice(head, head + 1)
         rows[:, :size], rows[:, size] = own, -log_sums[head]
@@ -56,7 +56,7 @@ def reduce_tiles(
         for row in range(0, n_query, ROWS):
             some = rows[row : row + ROWS]
             first, share = sight.first + row, ones[:, : len(some)]
-            total = torch.zeros_like(share)
+            total = totals[heads, row : row + ROWS]
             for start, stop in _tiles(sight.start(row, 1), first, first + len(some)):
                 n = len(some) * (stop - start)
                 logs = room[:n].view(1, len(some), -1)
@@ -73,7 +73,7 @@ def reduce_tiles(
                     entropy = -logs.mul_(weights).sum(-1)
                 total += weights.sum(-1)
                 found.add(heads, first, start, weights, share, entropy=entropy)
-            found.rescale(heads, first, total)
+    found.rescale(sight.first, totals)
 
 
 def _tiles(start: int, first: int, stop: int) -> Iterator[tuple[int, int]]:
