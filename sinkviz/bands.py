@@ -133,12 +133,16 @@ class Folds:
         self.width = band.n_sink + self.reach + self.size
 
     @cached_property
-    def outside(self) -> Bool[Tensor, "query key"]:
-        """Which keys of its stretch a query must not see, by its place alone: the same in all."""
+    def mask(self) -> Float[Tensor, "query key"]:
+        """What to add to the scores of a fold: by its place alone, a query must not see some keys.
+
+        The same in all folds.
+        """
         device = self.query_position.device
         row = torch.arange(self.size, device=device)[:, None]
         column = torch.arange(-self.n_sink, self.reach + self.size, device=device)
-        return (column >= 0) & ((column <= row) | (column > row + self.reach))
+        outside = (column >= 0) & ((column <= row) | (column > row + self.reach))
+        return torch.zeros(outside.shape, device=device).masked_fill_(outside, -torch.inf)
 
     @cached_property
     def hidden(self) -> Bool[Tensor, "row fold query key"]:

@@ -5,6 +5,8 @@ Knows nothing about models or caches: tensors in, tensors out.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -42,8 +44,8 @@ def folded_attention(
     batch, heads, n_query, size = query.shape
     kv_heads, n_sink, folds = key.shape[1], band.n_sink, band.folds
     shared, width = heads // kv_heads, folds.width
-    mask = query.new_zeros(folds.outside.shape).masked_fill(folds.outside, -torch.inf)
-    mask = mask.repeat(shared, 1)
+    mask = folds.mask.to(query.dtype)
+    mask = mask.repeat(shared, 1) if shared > 1 else mask
     hidden = None
     if softcap is not None or folds.missing or not band.all_filled:
         hidden = folds.hidden.repeat(1, 1, shared, 1).expand(batch, -1, -1, -1)
@@ -61,7 +63,8 @@ def folded_attention(
         rest = pad(x[:, :, n_sink:], (0, 0, folds.missing, folds.spare))
         return torch.cat((x[:, :, :n_sink], rest), 2)
 
-    near, far = folded(query), folded(turned(query, band)) if n_sink else None
+    near = folded(query)
+    far = folded(turned(query, band)) if n_sink else near
     # In front of a fold's stretch lie as many keys as there are sinks, which take their places.
     keys = filled(key).unfold(2, width, folds.size)
     values = filled(value)[:, :, n_sink:].unfold(2, width - n_sink, folds.size).transpose(-1, -2)
@@ -69,37 +72,48 @@ def folded_attention(
     by_fold = output.unflatten(2, (kv_heads, shared)).unflatten(1, (folds.count, folds.size))
     by_fold = by_fold.permute(0, 3, 1, 4, 2, 5)  # row, kv_head, fold, shared, query, dimension
 
-    def attend(row: int, few: slice) -> None:
-        scores = torch.baddbmm(
-            mask, near[row, few].flatten(0, 1), keys[row, few].flatten(0, 1), alpha=scaling
-        )
+    def attend(
+        row: int,
+        null: Tensor | None,
+        near: Tensor,
+        far: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        sinks: Tensor,
+        sink_values: Tensor,
+        target: Tensor,
+    ) -> None:
+        """Write into ``target`` what a few heads of a row attend to."""
+        scores = torch.baddbmm(mask, near.flatten(0, 1), keys.flatten(0, 1), alpha=scaling)
         if n_sink:
-            sinks = key[row, few, :n_sink].transpose(-1, -2)
             to_sinks = scores.view(len(sinks), -1, width)[..., :n_sink]
-            to_sinks.baddbmm_(far[row, few].flatten(1, 2), sinks, beta=0, alpha=scaling)
+            to_sinks.baddbmm_(far.flatten(1, 2), sinks.mT, beta=0, alpha=scaling)
         if softcap is not None:
             scores = capped(scores, softcap)
         if hidden is not None:
             alike = scores.unflatten(0, (-1, folds.count))
             scores = alike.masked_fill(hidden[row], -torch.inf).flatten(0, 1)
-        if s_aux is not None:
-            null = s_aux.view(kv_heads, 1, shared, 1)[few].to(scores)
+        if null is not None:
             null = null.expand(-1, folds.count, shared, folds.size).reshape(*scores.shape[:2], 1)
-            scores = torch.cat((scores, null), -1)
+            scores = torch.cat((scores, null.to(scores)), -1)
         attention = scores.softmax(-1, dtype=torch.promote_types(torch.float32, scores.dtype))
         attention = attention[..., :width].to(value.dtype)
-        found = torch.bmm(attention[..., n_sink:], values[row, few].flatten(0, 1))
+        found = torch.bmm(attention[..., n_sink:], values.flatten(0, 1))
         if n_sink:
             of_sinks = attention[..., :n_sink].unflatten(0, (-1, folds.count)).flatten(1, 2)
             by_head = found.view(len(of_sinks), -1, size)
-            by_head.baddbmm_(of_sinks, value[row, few, :n_sink])
-        target = by_fold[row, few]
+            by_head.baddbmm_(of_sinks, sink_values)
         target.copy_(found.view(target.shape))
 
     step = _heads_at_once(query.device, folds.count * shared * folds.size * width)
+    nulls = itertools.repeat(None)
+    if s_aux is not None:
+        nulls = s_aux.view(kv_heads, 1, shared, 1).split(step)
+    in_sinks = key[:, :, :n_sink], value[:, :, :n_sink]
     for row in range(batch):
-        for head in range(0, kv_heads, step):
-            attend(row, slice(head, head + step))
+        by_head = (x[row].split(step) for x in (near, far, keys, values, *in_sinks, by_fold))
+        for few in zip(nulls, *by_head, strict=False):
+            attend(row, *few)
     return output[:, :n_query]
 
 
