@@ -252,7 +252,9 @@ class _Job:
         )
 
     def save(self, path: str | Path) -> None:
-        """Keep what is done."""
+        """Keep what is done; what was kept before, if a block broke off that the lane had read."""
+        if self.lane.seen > self.done:
+            return
         tensors, plain = self.lane.state()
         tensors["nll"] = torch.from_numpy(self.nll[: self.done + 1])
         if self.shares is not None:

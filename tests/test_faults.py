@@ -12,6 +12,7 @@ import torch
 from naive import naive_logits
 from zoo import zoo_float32, zoo_model
 
+from sinkviz import scoring
 from sinkviz.caches import SinkCache
 from sinkviz.families import FAMILIES
 from sinkviz.fingerprints import weights_of
@@ -439,13 +440,18 @@ def test_a_full_disk_keeps_the_file_of_before(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("policy", [Dense(), POLICY, Recompute(12)], ids=str)
+@pytest.mark.parametrize("engine", ["parallel", "stepwise"])
 @pytest.mark.parametrize("mass", [False, True])
-def test_a_score_that_breaks_off_goes_on_from_its_state(policy, mass, tmp_path):
-    if mass and policy.recompute:
+@pytest.mark.parametrize("place", ["a layer", "after the model"])
+def test_a_score_that_breaks_off_goes_on_from_its_state(
+    policy, mass, engine, place, tmp_path, monkeypatch
+):
+    if mass and (policy.recompute or engine == "stepwise"):
         return
     lm, ids, path = zoo_float32("llama"), text(150), tmp_path / "score.safetensors"
-    whole = score(lm, ids, policy, block=20, mass=mass)
-    calls = 0
+    options = {"block": 20, "mass": mass, "engine": engine}
+    whole = score(lm, ids, policy, **options)
+    calls, own = 0, scoring._nll
 
     def break_off(*args):
         nonlocal calls
@@ -453,13 +459,16 @@ def test_a_score_that_breaks_off_goes_on_from_its_state(policy, mass, tmp_path):
         if calls == 2:
             raise KeyboardInterrupt
 
-    handle = lm.model.model.layers[1].register_forward_hook(break_off)
-    with pytest.raises(KeyboardInterrupt):
-        score(lm, ids, policy, block=20, mass=mass, state=path)
-    handle.remove()
-    again = score(lm, ids, policy, block=20, mass=mass, state=path)
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patched:
+        if place == "a layer":
+            hooks = lm.model.model.layers[1]._forward_hooks
+            patched.setitem(hooks, "break off", break_off)
+        else:
+            patched.setattr(scoring, "_nll", lambda *args: (break_off(), own(*args))[1])
+        score(lm, ids, policy, **options, state=path)
+    again = score(lm, ids, policy, **options, state=path)
     assert again.nll[1:] == pytest.approx(whole.nll[1:], abs=1e-5)
     if mass:
         assert again.mass[:-1] == pytest.approx(whole.mass[:-1], abs=1e-5)
     with pytest.raises(ValueError, match="belongs to another text"):
-        score(lm, text(150, 9), policy, mass=mass, state=path)
+        score(lm, text(150, 9), policy, mass=mass, engine=engine, state=path)
