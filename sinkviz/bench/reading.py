@@ -35,7 +35,7 @@ print(json.dumps(peaks_of_scoring(*json.loads(sys.argv[1]))))
 def bench_score(
     model: str = "classroom-rope",
     *,
-    tokens: int = 20_000,
+    tokens: int = 100_000,
     stepwise: int = 2_000,
     policies: Sequence[str] = POLICIES,
     memory: bool = True,
