@@ -111,8 +111,8 @@ def folded_attention(
         nulls = s_aux.view(kv_heads, 1, shared, 1).split(step)
     in_sinks = key[:, :, :n_sink], value[:, :, :n_sink]
     for row in range(batch):
-        by_head = (x[row].split(step) for x in (near, far, keys, values, *in_sinks, by_fold))
-        for few in zip(nulls, *by_head, strict=False):
+        parts = (x[row].split(step) for x in (near, far, keys, values, *in_sinks, by_fold))
+        for few in zip(nulls, *parts, strict=False):
             attend(row, *few)
     return output[:, :n_query]
 

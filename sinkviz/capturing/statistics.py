@@ -179,8 +179,8 @@ class LayerStatistics:
             first: text position of the block's first query.
             start: text position of its first key; the last key is the last query's own, or of a
                 part of the block where only ``SUMS`` are wanted: all its queries' own, or none.
-            weights: in memory from ``scratch``; zero where a query does not see a key. They may be
-                overwritten.
+            weights: if more than ``SUMS`` are wanted, in memory from ``scratch``; zero where a
+                query does not see a key. They may be overwritten.
             share: what to multiply each row of weights by to get attention.
             null: share of each query that goes to no key.
             entropy: of each query's attention, nats.
