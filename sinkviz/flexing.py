@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 
 from sinkviz import tiles
 from sinkviz.bands import Band, turned
+from sinkviz.folding import with_sinks
 
 # The kernels multiply matrices of no fewer columns.
 LEAST_COLUMNS = 16
@@ -34,9 +35,8 @@ def flex_banded(
 ) -> Float[Tensor, "batch query head dimension"]:
     """Attend over a band by flex attention, and over the few sinks by a product of matrices.
 
-    Queries meet the sinks turned by another angle, which one kernel cannot do. But the logarithm
-    of the band's sum makes the band one more key: a small softmax over it, the sinks and the null
-    logit says what share each has. Padding, which sees nothing, gets any finite numbers.
+    Queries meet the sinks turned by another angle, which one kernel cannot do; they come in
+    afterwards (``folding.with_sinks``). Padding, which sees nothing, gets any finite numbers.
 
     Compiled when it is first called, and anew for other shapes. No gradients.
 
@@ -49,8 +49,7 @@ def flex_banded(
         s_aux: one null logit per head.
         softcap: scores are squeezed into (-softcap, softcap) with a tanh.
 
-    Source: Dong et al. 2024, arXiv 2412.05496 (flex attention); Milakov and Gimelshein 2018,
-        arXiv 1805.02867 (a softmax of parts).
+    Source: Dong et al. 2024, arXiv 2412.05496.
     """
     far = turned(query, band) if band.n_sink else None
     in_band = band.in_band.expand(len(query), -1).contiguous()
@@ -103,7 +102,7 @@ def _attend(
         s_aux: likewise.
         softcap: likewise.
     """
-    batch, heads, n_query, size = query.shape
+    batch, heads, n_query, _ = query.shape
     kv_heads, n_key = key.shape[1:3]
     first = n_key - n_query
 
@@ -132,24 +131,13 @@ def _attend(
         return_aux=AuxRequest(lse=True),
         kernel_options={"BACKEND": "TRITON"},
     )
-    wide = found.lse.dtype
-    logits = [found.lse[..., None]]
-    if n_sink:
-        alike = far.unflatten(1, (kv_heads, -1)).flatten(2, 3).to(wide)
-        to_sinks = (alike @ key[:, :, :n_sink].to(wide).mT).view(batch, heads, n_query, n_sink)
-        at, of = query_position[..., None], sink_position[:, None]
-        hidden = ((of < 0) | (of > at)) & (at >= 0)
-        to_sinks = to_sinks * scaling
-        if softcap is not None:
-            to_sinks = squeezed(to_sinks)
-        logits.append(to_sinks.masked_fill(hidden[:, None], -torch.inf))
-    if s_aux is not None:
-        logits.append(s_aux.to(wide).view(-1, 1, 1).expand(batch, heads, n_query, 1))
-    if len(logits) > 1:
-        shares = torch.cat(logits, -1).softmax(-1)
-        output = output * shares[..., :1]
-        if n_sink:
-            alike = shares[..., 1 : 1 + n_sink].unflatten(1, (kv_heads, -1)).flatten(2, 3)
-            of_sinks = alike @ value[:, :, :n_sink].to(wide)
-            output = output + of_sinks.view(batch, heads, n_query, size)
-    return output.to(value.dtype).transpose(1, 2).contiguous()
+    at, of = query_position[:, None], sink_position[..., None]
+    hidden = ((of < 0) | (of > at)) & (at >= 0)
+    parts = (
+        *(output, found.lse, query if far is None else far),
+        *(x[:, :, :n_sink] for x in (key, value)),
+        hidden[:, None].expand(batch, heads, -1, -1),
+    )
+    nulls = None if s_aux is None else s_aux.repeat(batch)
+    output = with_sinks(*(x.flatten(0, 1) for x in parts), scaling, nulls, softcap)
+    return output.unflatten(0, (batch, heads)).transpose(1, 2).contiguous()

@@ -21,6 +21,7 @@ from sinkviz.families import position_limit
 from sinkviz.files import check_place
 from sinkviz.forward import watch
 from sinkviz.lanes import Lane
+from sinkviz.memory import keep_freed_memory
 from sinkviz.metrics import ROLES
 from sinkviz.metrics import mass as mass_by_role
 from sinkviz.models import LM, Text, untouched
@@ -149,6 +150,7 @@ class _Job:
 
     def run(self, block: int, state: str | Path | None) -> Iterator[int]:
         """Score what is left, block by block; yield how many tokens each one scored."""
+        keep_freed_memory()
         saved = started = time.perf_counter()
         for logits in self._blocks(block):
             targets = self.ids[self.done + 1 : self.done + 1 + len(logits)]

@@ -45,7 +45,7 @@ ROOMS = {
     "tiles": "",
     "bands": "positions tiles",
     "folding": "bands",
-    "flexing": "bands tiles",
+    "flexing": "bands folding tiles",
     "choosing": "bands folding flexing",
     "attention": "bands folding",
     "families": "positions",
@@ -70,7 +70,7 @@ ROOMS = {
     "lanes": "policies families fingerprints records rows choosing bound caches ranked models "
     "forward",
     "streaming": "policies files records rows models binding lanes sampling",
-    "scoring": "policies families files metrics records models caches forward lanes",
+    "scoring": "policies families files memory metrics records models caches forward lanes",
     "chatting": "policies questions memory records models lanes sampling",
     "plots": "positions policies memory metrics style records",
     "checks": "positions policies metrics records recipes interventions",

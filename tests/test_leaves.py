@@ -138,12 +138,17 @@ def test_banded_attention_is_attention_where_all_is_visible():
 @pytest.mark.parametrize("padding", [(0,), (0, 3, 41)], ids=str)
 @pytest.mark.parametrize("seen", [0, 3, 50])
 @pytest.mark.parametrize(("n_sink", "n_recent"), [(0, 5), (2, 5), (4, 40), (0, 1), (3, 1)])
-@pytest.mark.parametrize("heads_at_once", [1, 2])
+@pytest.mark.parametrize("heads_at_once", [None, 1, 2], ids=["kernel", "one", "two"])
 def test_folded_attention_equals_whole_attention(
     n_sink, n_recent, seen, padding, options, heads_at_once, monkeypatch
 ):
-    """A block is folded into groups of queries; in the definition every query meets every key."""
-    monkeypatch.setattr(folding, "_heads_at_once", lambda device, scores: heads_at_once)
+    """A block is folded into groups of queries; in the definition every query meets every key.
+
+    By torch's fused kernel, or in products of matrices, as on a GPU.
+    """
+    if heads_at_once is not None:
+        monkeypatch.setattr(folding, "_fuses", lambda *arguments: False)
+        monkeypatch.setattr(folding, "_heads_at_once", lambda device, scores: heads_at_once)
     generator = torch.Generator().manual_seed(0)
     n_query, rows = 75, len(padding)
     query = torch.arange(seen, seen + n_query)[None] - torch.tensor(padding)[:, None]
