@@ -69,9 +69,9 @@ def free_memory(device: str = "cpu") -> int:
 def keep_freed_memory() -> None:
     """Let the process keep what is freed at hand, some 64 MB, where the C library is glibc.
 
-    Otherwise large tensors go back to the system one by one, and each page that comes anew costs a
-    microsecond or more: up to a quarter of a long score. What glibc sees freed, it takes for a size
-    that will be asked for again, up to 32 MB.
+    Otherwise large tensors go back to the system one by one, and each page of the next one is
+    fetched and cleared anew. What glibc sees freed, it takes for a size that will be asked for
+    again, up to 32 MB.
 
     Source: the manual page mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
     """
