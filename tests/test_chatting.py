@@ -8,6 +8,7 @@ import gc
 import json
 import math
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -115,6 +116,35 @@ def test_a_container_leaves_what_it_has_not_used(tmp_path):
     for limit, left in (("1000", 700), ("200", 0), ("max", None)):
         (tmp_path / "memory.max").write_text(limit + "\n")
         assert _left_in_container(tmp_path) == left
+
+
+MAPPED_APART = """
+import ctypes, torch
+from sinkviz.memory import keep_freed_memory
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "abcdefghij"]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+
+def mapped_apart(n_bytes):
+    before = libc.mallinfo2().e  # bytes in regions that go back to the system when they are freed
+    held = torch.empty(n_bytes, dtype=torch.uint8)
+    return libc.mallinfo2().e - before
+
+before = mapped_apart(20_000_000)  # and what has that size from now on is not
+keep_freed_memory()
+print(before, mapped_apart(30_000_000))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_stays_at_hand():
+    ran = subprocess.run([sys.executable, "-c", MAPPED_APART], capture_output=True, check=True)
+    before, after = (int(word) for word in ran.stdout.split())
+    assert before > 20_000_000
+    assert after == 0
 
 
 # What is read -------------------------------------------------------------------------------------
