@@ -1,7 +1,7 @@
 """Attention over a band at a cost that follows the window: neighbouring queries in folds.
 
-By torch's fused kernel on a processor, and else in plain products of matrices. Knows nothing about
-models or caches: tensors in, tensors out.
+Short folds on a processor by torch's fused kernel, all others in plain products of matrices. Knows
+nothing about models or caches: tensors in, tensors out.
 """
 
 from __future__ import annotations
