@@ -96,8 +96,8 @@ class SinkCache(BoundCache):
         )
         self._kinds = [kind.name for kind in kinds]
         layers = [
-            RingLayer(self.rings[own], which[:index].count(own), kind.window is not None)
-            for index, (own, kind) in enumerate(zip(which, kinds, strict=True))
+            RingLayer(self.rings[own], kind.window is not None)
+            for own, kind in zip(which, kinds, strict=True)
         ]
         self._limit = position_limit(model, family)
         if self._limit is not None and self.longest >= self._limit:
@@ -181,7 +181,7 @@ class SinkCache(BoundCache):
         self._rebase(n_new)
         for ring in self.rings:
             ring.begin(n_new, self._device)
-            ring.turned = None
+            ring.turned = False
             if ring.spins and not clock.compiled:
                 turn_sinks(ring, [layer for layer in self.layers if layer.ring is ring])
         start = clock.seen - clock.base

@@ -65,7 +65,8 @@ def forward(
     ring, n_new = isinstance(cache, SinkCache), fed.shape[1]
     turning = lm.family.interface and not isinstance(cache, RankedCache)
     turning = turning and (maps or (ring and cache.bands(n_new)))
-    sizes = cache.parts(n_new, turning) if isinstance(cache, BoundCache) else [n_new]
+    in_parts = isinstance(cache, BoundCache) and n_new > 1
+    sizes = cache.parts(n_new, turning) if in_parts else [n_new]
     masks = [None] * len(sizes) if mask is None else mask.split(sizes, 1)
     logits = [
         _one_pass(lm, cache, part, mask, turning, last_only, maps, attend)

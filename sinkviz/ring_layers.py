@@ -24,15 +24,14 @@ class RingLayer(CacheLayerMixin):
 
     Args:
         ring: the layout, shared with the layers of the same kind.
-        index: of this layer among those of the ring.
         is_sliding: the model itself gives this layer a sliding window, and looks for it by this.
     """
 
     is_croppable = False
 
-    def __init__(self, ring: Ring, index: int, is_sliding: bool = False) -> None:
+    def __init__(self, ring: Ring, is_sliding: bool = False) -> None:
         super().__init__()
-        self.ring, self.index, self.is_sliding = ring, index, is_sliding
+        self.ring, self.is_sliding = ring, is_sliding
         self._pending: tuple[Tensor, Tensor] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -48,7 +47,7 @@ class RingLayer(CacheLayerMixin):
             pairs = len(self.ring.frequencies)
             slots = self.keys[:, :, : self.ring.n_sink, : 2 * pairs]
             apart = slots.unflatten(-1, (pairs, 2) if self.ring.interleaved else (2, pairs))
-            self._sink_slots = apart if self.ring.interleaved else apart.transpose(-1, -2)
+            self.sink_slots = apart if self.ring.interleaved else apart.transpose(-1, -2)
         self.is_initialized = True
 
     def update(
@@ -128,11 +127,8 @@ class RingLayer(CacheLayerMixin):
             row = torch.arange(len(slot), device=slot.device)
             self.keys[row, :, slot] = key[:, :, 0]
             self.values[row, :, slot] = value[:, :, 0]
-        if turns:
-            turned = None if ring.turned is None else ring.turned[self.index]
-            if turned is None:
-                turned = torch.view_as_real(self.pairs() * ring.spin.to(key.device))
-            self._sink_slots.copy_(turned)
+        if turns and not ring.turned:
+            self.sink_slots.copy_(torch.view_as_real(self.pairs() * ring.spin.to(key.device)))
         return self.keys, self.values
 
     def pairs(self) -> Tensor:
@@ -235,10 +231,12 @@ class RingLayer(CacheLayerMixin):
         )
 
 
+@torch.no_grad()
 def turn_sinks(ring: Ring, layers: list[RingLayer]) -> None:
     """Rotate the sinks of all layers of a ring at once, for a pass over one token.
 
-    In a step, every operation costs the same. Sinks that are just coming are left out.
+    In a step, every operation costs the same. Sinks that are just coming are left out. A pass that
+    breaks off leaves the sinks rotated: the next one that reads them here rotates them anew.
     """
     if ring.step.brings_sinks or not all(layer.is_initialized for layer in layers):
         return
@@ -247,11 +245,13 @@ def turn_sinks(ring: Ring, layers: list[RingLayer]) -> None:
             torch.stack([layer.pairs() for layer in near])
             for _, near in groupby(layers, key=lambda layer: layer.device)
         ]
-    ring.turned = [
-        turned
+    turned = [
+        x
         for stack in ring.pairs
-        for turned in torch.view_as_real(stack * ring.spin.to(stack.device)).unbind(0)
+        for x in torch.view_as_real(stack * ring.spin.to(stack.device)).unbind(0)
     ]
+    torch._foreach_copy_([layer.sink_slots for layer in layers], turned)
+    ring.turned = True
 
 
 def _gather(x: Tensor, index: Int[Tensor, "row key"]) -> Tensor:

@@ -20,6 +20,30 @@ from sinkviz.clock import Clock
 from sinkviz.families import LayerKind
 from sinkviz.positions import rotation_by
 
+# Steps whose slots and rotations are computed together: many cost hardly more than one.
+AHEAD = 64
+
+
+@dataclass
+class Ahead:
+    """Slots and rotations of the next steps of a stream.
+
+    Attributes:
+        seen: tokens that were fed before the first of these steps.
+        base: text position that the model called 0 then.
+        slot: where the token of each step goes, (step).
+        spin: rotation of the sinks' keys at each step, (step, pair); None where there is none.
+    """
+
+    seen: int
+    base: int
+    slot: Int[Tensor, " step"]
+    spin: Tensor | None
+
+    def __contains__(self, clock: Clock) -> bool:
+        """Whether the next step is one of these."""
+        return clock.base == self.base and 0 <= clock.seen - self.seen < AHEAD
+
 
 @dataclass
 class Ring:
@@ -40,7 +64,7 @@ class Ring:
         turn: the same as cosine and sine, for a compiled graph.
         pairs: the pairs of all layers' sinks as complex numbers, a stack per device; None where
             they have to be gathered anew.
-        turned: per layer, the sinks' pairs as they stand in this pass.
+        turned: whether the sinks' keys in their slots are those of this pass already.
     """
 
     clock: Clock
@@ -55,7 +79,8 @@ class Ring:
     spin: Tensor | None = None
     turn: tuple[Tensor, Tensor] | None = None
     pairs: list[Tensor] | None = None
-    turned: list[Tensor] | None = None
+    turned: bool = False
+    _ahead: Ahead | None = None
 
     def __post_init__(self) -> None:
         if self.frequencies is not None:
@@ -87,21 +112,39 @@ class Ring:
         if step.layout != "slots":
             return
         clock = self.clock
-        if clock.padding is None:  # plain numbers: this is every step of an endless stream
-            slot = self.n_sink + (clock.seen - self.n_sink) % self.n_recent
-            delta = (clock.seen + 1 - self.size if self.moves else 0) - clock.base
-            self.slot = torch.tensor([slot], device=device)
+        if clock.padding is None:  # this is every step of an endless stream
+            if self._ahead is None or clock not in self._ahead:
+                self._ahead = self._look_ahead(device)
+            nth = clock.seen - self._ahead.seen
+            self.slot = self._ahead.slot[nth : nth + 1]
+            if self.spins:
+                self.spin = self._ahead.spin[nth]
         else:
-            self.slot, delta = step.slot.to(device), step.delta[..., None, None].numpy()
-        if self.spins:
-            # On the host: a few numbers, and a dozen operations that cost a device more to begin
-            # than to do. The angle is exact at any distance, see ``positions.rotation_by``.
-            angle = np.remainder(delta * self._exact, 2 * np.pi)
-            narrow = self.frequencies.dtype == torch.float32
-            spin = np.exp(1j * angle).astype(np.complex64 if narrow else np.complex128)
-            self.spin = torch.from_numpy(spin).to(device)
-            if clock.compiled:  # compilers fuse operations, but not those on complex numbers
+            self.slot = step.slot.to(device)
+            if self.spins:
+                self.spin = self._spin(step.delta[..., None].numpy()).to(device)
+        if clock.compiled:  # whose graphs want memory that begins at round addresses
+            self.slot = self.slot.clone()
+            if self.spins:  # and fuse no operations on complex numbers
                 self.turn = self.spin.real.clone(), self.spin.imag.clone()
+
+    def _look_ahead(self, device: torch.device) -> Ahead:
+        seen, base = self.clock.seen, self.clock.base
+        steps = np.arange(seen, seen + AHEAD)
+        slot = self.n_sink + (steps - self.n_sink) % self.n_recent
+        delta = (steps + 1 - self.size if self.moves else 0 * steps) - base
+        spin = self._spin(delta).to(device) if self.spins else None
+        return Ahead(seen, base, torch.from_numpy(slot).to(device), spin)
+
+    def _spin(self, delta: np.ndarray) -> Tensor:
+        """Return the rotations by so many tokens, as complex numbers, one more axis for the pairs.
+
+        On the host: a few numbers, and a dozen operations that cost a device more to begin than to
+        do. The angle is exact at any distance, see ``positions.rotation_by``.
+        """
+        angle = np.remainder(delta[..., None] * self._exact, 2 * np.pi)
+        dtype = np.complex64 if self.frequencies.dtype == torch.float32 else np.complex128
+        return torch.from_numpy(np.exp(1j * angle).astype(dtype))
 
 
 def rings_of(

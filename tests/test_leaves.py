@@ -12,10 +12,12 @@ import torch
 from sinkviz import folding
 from sinkviz.attention import banded_attention, null_softmax
 from sinkviz.bands import Band
+from sinkviz.clock import Clock
 from sinkviz.metrics import ROLES, entropy, mass, perplexity, received_attention, sink_rate
 from sinkviz.policies import Dense, Recompute, SinkWindow, Window, parse_policy, visibility
 from sinkviz.positions import alibi_slopes, rotary_frequencies, rotate, rotation_by, t5_bucket
 from sinkviz.records import StreamRun, Trace
+from sinkviz.rings import AHEAD, Ring
 from sinkviz.text import books, read_text, stories, story_text
 
 POLICIES = [Dense(), Window(5), SinkWindow(2, 3), Recompute(5), Recompute(5, n_begin=0)]
@@ -91,6 +93,20 @@ def test_angles_stay_exact_where_float32_does_not():
     assert cos.tolist() == pytest.approx(exact, abs=1e-7)
     naive = (torch.tensor(4_000_000.0) * frequencies).cos()
     assert (naive - torch.tensor(exact)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_slots_and_rotations_computed_ahead_are_those_of_each_step(moves):
+    frequencies = rotary_frequencies(8).double()
+    ring = Ring(Clock(seen=20), n_sink=2, n_recent=7, frequencies=frequencies, moves=moves)
+    # On and on, past what is computed at once; then back, rebased, and far ahead.
+    steps = [(seen, 0) for seen in range(20, 20 + 2 * AHEAD)]
+    steps += [(30, 0), (31, 9), (4_000_000, 9), (4_000_001, 3_999_980)]
+    for ring.clock.seen, ring.clock.base in steps:
+        ring.begin(1, torch.device("cpu"))
+        assert torch.equal(ring.slot, ring.step.slot)
+        cos, sin = rotation_by(ring.step.delta[0, 0], frequencies)
+        torch.testing.assert_close(ring.spin, torch.complex(cos, sin), rtol=0, atol=1e-12)
 
 
 def test_t5_buckets_grow_and_end():

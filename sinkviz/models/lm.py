@@ -239,7 +239,7 @@ def untouched(model: nn.Module, attention: str | None = None) -> Iterator[None]:
     with one_at_a_time(model):
         # To walk all modules twice would be a tenth of a small model's step.
         training = [one for one in model.modules() if one.training] if model.training else []
-        implementation = model.config._attn_implementation
+        before = model.config._attn_implementation
         try:
             for module in training:
                 module.training = False
@@ -250,7 +250,8 @@ def untouched(model: nn.Module, attention: str | None = None) -> Iterator[None]:
         finally:
             for module in training:
                 module.training = True
-            model.config._attn_implementation = implementation
+            if attention is not None:
+                model.config._attn_implementation = before
 
 
 # What is being done to a model, in the order it was begun; by the model, since several LMs may
