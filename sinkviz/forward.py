@@ -65,12 +65,12 @@ def forward(
     ring, n_new = isinstance(cache, SinkCache), fed.shape[1]
     turning = lm.family.interface and not isinstance(cache, RankedCache)
     turning = turning and (maps or (ring and cache.bands(n_new)))
-    in_parts = isinstance(cache, BoundCache) and n_new > 1
-    sizes = cache.parts(n_new, turning) if in_parts else [n_new]
+    sizes = cache.parts(n_new, turning) if isinstance(cache, BoundCache) else [n_new]
+    parts = [fed] if len(sizes) == 1 else fed.split(sizes, 1)
     masks = [None] * len(sizes) if mask is None else mask.split(sizes, 1)
     logits = [
         _one_pass(lm, cache, part, mask, turning, last_only, maps, attend)
-        for part, mask in zip(fed.split(sizes, 1), masks, strict=True)
+        for part, mask in zip(parts, masks, strict=True)
     ]
     whole = logits[-1] if last_only or len(logits) == 1 else torch.cat(logits, 1)
     return whole if ids.ndim == 2 else whole[0]

@@ -42,7 +42,7 @@ class RingLayer(CacheLayerMixin):
         self.values = value_states.new_zeros(batch, heads, self.ring.size, value_states.shape[-1])
         # As they came: they are rotated anew from here at each step, so rounding does not add up.
         self.sinks = self.keys[:, :, : self.ring.n_sink].clone()
-        self.ring.pairs = None
+        self.ring.stacks = None
         if self.ring.frequencies is not None:  # where the pairs of the rotated sinks go
             pairs = len(self.ring.frequencies)
             slots = self.keys[:, :, : self.ring.n_sink, : 2 * pairs]
@@ -106,7 +106,7 @@ class RingLayer(CacheLayerMixin):
         self.values[:, :, seen:after] = value
         if seen < self.ring.n_sink:
             self.sinks[:, :, seen:after] = key[:, :, : self.ring.n_sink - seen]
-            self.ring.pairs = None
+            self.ring.stacks = None
         return self.keys[:, :, :after], self.values[:, :, :after]
 
     def _update_slot(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +164,7 @@ class RingLayer(CacheLayerMixin):
         source = source.clamp(0, step.n_new - 1)
         for held, new in ((self.sinks, key), (self.keys, key), (self.values, value)):
             held[:, :, :n_sink] = torch.where(here, _gather(new, source), held[:, :, :n_sink])
-        self.ring.pairs = None
+        self.ring.stacks = None
 
     def commit(self) -> None:
         """Write the end of a band into the ring, now that all layers have passed."""
@@ -222,7 +222,7 @@ class RingLayer(CacheLayerMixin):
             self.lazy_initialization(held["keys"], held["values"])
             for name, x in held.items():
                 getattr(self, name).copy_(x)
-            self.ring.pairs = None
+            self.ring.stacks = None
 
     def batch_select_indices(self, indices: Int[Tensor, " row"]) -> None:
         """Keep these rows of the batch, in this order; a row may come more than once."""
@@ -231,26 +231,38 @@ class RingLayer(CacheLayerMixin):
         )
 
 
+class SinkStack:
+    """The sinks of layers on one device, rotated together: in a step, every operation costs alike.
+
+    Args:
+        layers: of one ring.
+    """
+
+    def __init__(self, layers: list[RingLayer]) -> None:
+        self._pairs = torch.stack([layer.pairs() for layer in layers])
+        self._turned = torch.empty_like(self._pairs)
+        self._views = torch.view_as_real(self._turned).unbind()
+        self._slots = [layer.sink_slots for layer in layers]
+
+    def turn(self, spin: Tensor) -> None:
+        """Write the sinks' keys into their slots, rotated."""
+        torch.mul(self._pairs, spin.to(self._pairs.device), out=self._turned)
+        torch._foreach_copy_(self._slots, self._views)
+
+
 @torch.no_grad()
 def turn_sinks(ring: Ring, layers: list[RingLayer]) -> None:
-    """Rotate the sinks of all layers of a ring at once, for a pass over one token.
+    """Rotate the sinks of all layers of a ring for a pass over one token, unless they just come.
 
-    In a step, every operation costs the same. Sinks that are just coming are left out. A pass that
-    breaks off leaves the sinks rotated: the next one that reads them here rotates them anew.
+    A pass that breaks off leaves them rotated: the next one that reads them here does so anew.
     """
     if ring.step.brings_sinks or not all(layer.is_initialized for layer in layers):
         return
-    if ring.pairs is None:
-        ring.pairs = [
-            torch.stack([layer.pairs() for layer in near])
-            for _, near in groupby(layers, key=lambda layer: layer.device)
-        ]
-    turned = [
-        x
-        for stack in ring.pairs
-        for x in torch.view_as_real(stack * ring.spin.to(stack.device)).unbind(0)
-    ]
-    torch._foreach_copy_([layer.sink_slots for layer in layers], turned)
+    if ring.stacks is None:
+        near = groupby(layers, key=lambda layer: layer.device)
+        ring.stacks = [SinkStack(list(some)) for _, some in near]
+    for stack in ring.stacks:
+        stack.turn(ring.spin)
     ring.turned = True
 
 

@@ -31,14 +31,14 @@ class Ahead:
     Attributes:
         seen: tokens that were fed before the first of these steps.
         base: text position that the model called 0 then.
-        slot: where the token of each step goes, (step).
-        spin: rotation of the sinks' keys at each step, (step, pair); None where there is none.
+        slot: where the token of each step goes.
+        spin: rotation of the sinks' keys at each step; none where there is none.
     """
 
     seen: int
     base: int
-    slot: Int[Tensor, " step"]
-    spin: Tensor | None
+    slot: tuple[Tensor, ...]
+    spin: tuple[Tensor, ...]
 
     def __contains__(self, clock: Clock) -> bool:
         """Whether the next step is one of these."""
@@ -62,8 +62,8 @@ class Ring:
         slot: where its token goes, per row, if it feeds one to a full ring.
         spin: rotation of the sinks' keys then, as complex numbers.
         turn: the same as cosine and sine, for a compiled graph.
-        pairs: the pairs of all layers' sinks as complex numbers, a stack per device; None where
-            they have to be gathered anew.
+        stacks: the sinks of all its layers, a ``SinkStack`` per device; None where they have to be
+            gathered anew.
         turned: whether the sinks' keys in their slots are those of this pass already.
     """
 
@@ -78,7 +78,7 @@ class Ring:
     slot: Int[Tensor, " row"] | None = None
     spin: Tensor | None = None
     turn: tuple[Tensor, Tensor] | None = None
-    pairs: list[Tensor] | None = None
+    stacks: list | None = None
     turned: bool = False
     _ahead: Ahead | None = None
 
@@ -116,7 +116,7 @@ class Ring:
             if self._ahead is None or clock not in self._ahead:
                 self._ahead = self._look_ahead(device)
             nth = clock.seen - self._ahead.seen
-            self.slot = self._ahead.slot[nth : nth + 1]
+            self.slot = self._ahead.slot[nth]
             if self.spins:
                 self.spin = self._ahead.spin[nth]
         else:
@@ -133,8 +133,8 @@ class Ring:
         steps = np.arange(seen, seen + AHEAD)
         slot = self.n_sink + (steps - self.n_sink) % self.n_recent
         delta = (steps + 1 - self.size if self.moves else 0 * steps) - base
-        spin = self._spin(delta).to(device) if self.spins else None
-        return Ahead(seen, base, torch.from_numpy(slot).to(device), spin)
+        spin = self._spin(delta).to(device).unbind() if self.spins else ()
+        return Ahead(seen, base, torch.from_numpy(slot).to(device).split(1), spin)
 
     def _spin(self, delta: np.ndarray) -> Tensor:
         """Return the rotations by so many tokens, as complex numbers, one more axis for the pairs.
