@@ -181,6 +181,17 @@ class RingLayer(CacheLayerMixin):
         """Forget a pass that broke off."""
         self._pending = None
 
+    def replace_sinks(self, keys: Tensor) -> None:
+        """Hold other keys for the sinks from the next pass on, as if they had come so.
+
+        For experiments on what the keys of sinks do; the layer has read all its sinks.
+
+        Args:
+            keys: (batch, head, sink, dimension).
+        """
+        self.sinks.copy_(keys)
+        self.ring.stacks = None
+
     def rotated_by(self, delta: int) -> Tensor | None:
         """Return all keys rotated by ``delta`` tokens, or None where keys are not rotated."""
         if not self.is_initialized or self.ring.frequencies is None:
